@@ -1,0 +1,43 @@
+# One command per intent; CI uses the same ones. `make demo` and `make test` install everything they need first.
+PYTHON ?= python3.11
+REQUIREMENTS ?= cpu
+PY = .venv/bin/python
+# Torch's CPU build: pip's own find-links setting where it has the wheel, else PyTorch's index of CPU wheels.
+TORCH_INDEX = https://download.pytorch.org/whl/cpu
+export RAY_AUTH_MODE ?= token
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: help setup demo test check bench lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/installed ## the virtual environment, from the pinned list
+
+.venv/installed: requirements/$(REQUIREMENTS).txt pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -q --no-deps -r requirements/$(REQUIREMENTS).txt \
+	  || $(PY) -m pip install -q --no-deps --extra-index-url $(TORCH_INDEX) -r requirements/$(REQUIREMENTS).txt
+	$(PY) -m pip install -q --no-deps -e .
+	touch $@
+
+demo: setup ## the whole loop on the builtin benchmark: learn, freeze, serve, steer, report
+	$(PY) -m jobs.pipeline --config configs/demo.yaml $(ARGS)
+
+test: setup ## every test, with coverage
+	$(PY) -m pytest --cov --cov-report=term:skip-covered -q $(ARGS)
+
+check: setup ## format, lint, types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: setup ## the benchmarks, each prints ratios of two things run in turn
+	for file in benchmarks/*.py; do $(PY) $$file || exit 1; done
+
+lock: ## recompile the pinned lists (needs uv)
+	uv pip compile -q requirements/cpu.in --overrides requirements/overrides.txt --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/cpu.txt
+	uv pip compile -q requirements/gpu.in --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/gpu.txt
+
+clean: ## remove the environment and all runs
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

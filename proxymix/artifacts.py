@@ -1,0 +1,83 @@
+"""Files of a run folder: each is written whole or not at all, and read back as it was.
+
+A reader never sees half a file: the bytes go to a temporary name beside it, are flushed, and are renamed into place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def target_folder(run_dir: str | Path, method: str, seed: int) -> Path:
+    """Folder of one target run: `<run_dir>/target/<method>/seed<k>`."""
+    return Path(run_dir) / "target" / method / f"seed{seed}"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces `path` atomically, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` atomically with UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` atomically; keys keep their order, NaN is refused (unscored is null)."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in `path`, or None where there is no file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Replaces `path` atomically, one JSON value a line."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """The rows of `path`; none where there is no file."""
+    with suppress(FileNotFoundError):
+        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Makes folder `path` appear atomically: `fill` writes into a temporary folder that is renamed into place.
+
+    A folder that already exists is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        fill(temporary)
+        discarded = temporary.with_name(temporary.name + ".old")
+        if path.exists():
+            os.replace(path, discarded)
+        os.replace(temporary, path)
+        shutil.rmtree(discarded, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

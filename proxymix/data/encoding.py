@@ -1,0 +1,138 @@
+"""Examples to token tensors, once; every batch after that is a gather.
+
+    Source → EncodedSource (one EncodedSplit each for train, buffer, validation, probe, test) → gather → Batch
+
+Rows are prompt + answer + end, right-padded. The loss is on the answer and the end token alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proxymix.errors import UserError
+from proxymix.types import Example, Scorer, Source
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded token rows."""
+
+    input_ids: Tensor
+    """`[num_rows, length]`, int64."""
+    labels: Tensor
+    """`[num_rows, length]`: the *next* token where it belongs to an answer, else -100."""
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """Positions the loss is taken on."""
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """All rows of one split, padded to the longest."""
+
+    input_ids: Tensor
+    labels: Tensor
+    lengths: Tensor
+    """Tokens before padding, `[num_rows]`."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self) -> Batch:
+        """The whole split as one batch."""
+        return Batch(self.input_ids, self.labels)
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """A source as tensors."""
+
+    name: str
+    scorer: Scorer
+    train: EncodedSplit
+    buffer: EncodedSplit
+    probe: EncodedSplit
+    """The first rows of the validation split: what the controller sees the loss of at every boundary."""
+    validation: EncodedSplit
+    harmful: Tensor | None
+    """Of the validation rows, bool `[num_rows]`; None unless the source is a safety source."""
+
+
+def encode_split(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedSplit:
+    """Token tensors of `examples`. A prompt that is too long is cut from the left; an answer never is.
+
+    Raises:
+        UserError: an answer alone is longer than `max_length`, or has no token.
+    """
+    rows = []
+    for example in examples:
+        prompt = prompt_ids(example.prompt, tokenizer)
+        answer = [*tokenizer(response_text(example), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        if len(answer) < 2:
+            raise UserError(f"data: a response must have at least one token, got {example.response!r} for prompt {example.prompt[:60]!r}")
+        room = max_length - len(answer)
+        if room < 1:
+            raise UserError(
+                f"tuning.max_length: must hold the whole answer and one prompt token, got {max_length} for an answer of {len(answer)} "
+                f"tokens ({example.response[:60]!r}); raise it or drop the row"
+            )
+        rows.append((prompt[-room:], answer))
+    width = max((len(p) + len(a) for p, a in rows), default=1)
+    input_ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.int64)
+    labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
+    for index, (prompt, answer) in enumerate(rows):
+        start, end = len(prompt), len(prompt) + len(answer)
+        input_ids[index, :end] = torch.tensor(prompt + answer)
+        labels[index, start - 1 : end - 1] = torch.tensor(answer)
+    return EncodedSplit(input_ids, labels, torch.tensor([len(p) + len(a) for p, a in rows], dtype=torch.int64))
+
+
+def prompt_ids(prompt: str, tokenizer: Any) -> list[int]:
+    """Tokens of a prompt as the model is tuned on and asked with: a begin token where the tokenizer has one, then the text."""
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return begin + list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+
+def response_text(example: Example) -> str:
+    """The answer set off from the prompt by one space, unless the prompt already ends in white space."""
+    return example.response if example.prompt[-1:].isspace() else f" {example.response}"
+
+
+def encode_source(source: Source, tokenizer: Any, max_length: int, probe_size: int) -> EncodedSource:
+    """`source` as tensors; the test split is left out on purpose (nobody sees it before the end)."""
+    train, buffer, validation, probe = (
+        encode_split(rows, tokenizer, max_length) for rows in (source.train, source.buffer, source.validation, source.validation[:probe_size])
+    )
+    harmful = torch.tensor([bool(row.harmful) for row in source.validation]) if source.scorer == "refusal" else None
+    return EncodedSource(source.name, source.scorer, train, buffer, probe, validation, harmful)
+
+
+def gather(splits: Sequence[EncodedSplit], places: Sequence[tuple[int, int]]) -> Batch:
+    """The rows at `places` (split, row), padded to the longest of them, in that order."""
+    length = max(int(splits[s].lengths[row]) for s, row in places)
+    input_ids = torch.zeros((len(places), length), dtype=torch.int64)
+    labels = torch.full((len(places), length), IGNORED, dtype=torch.int64)
+    rows_of: dict[int, list[tuple[int, int]]] = {}
+    for target, (split, row) in enumerate(places):
+        rows_of.setdefault(split, []).append((target, row))
+    for split, pairs in rows_of.items():
+        targets, rows = (torch.tensor(column) for column in zip(*pairs, strict=True))
+        width = min(length, splits[split].input_ids.shape[1])
+        input_ids[targets, :width] = splits[split].input_ids[rows, :width]
+        labels[targets, :width] = splits[split].labels[rows, :width]
+    return Batch(input_ids, labels)
+
+
+def stack(splits: Sequence[EncodedSplit]) -> tuple[Batch, Tensor]:
+    """All rows of `splits` as one batch, and which split each row came from, `[num_rows]`."""
+    places = [(s, row) for s, split in enumerate(splits) for row in range(len(split))]
+    return gather(splits, places), torch.tensor([s for s, _ in places], dtype=torch.int64)

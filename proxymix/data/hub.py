@@ -1,0 +1,72 @@
+"""Reader of Hugging Face data sets: a hub name, a folder written by `save_to_disk`, or a local folder of csv, json or parquet files.
+
+path + column map → datasets → rows of prompt, response → Pools
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from proxymix.data.formats import examples_from_rows
+from proxymix.data.splits import Pools
+from proxymix.errors import UserError
+
+_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev", "eval"), "test": ("test",)}
+_KEYS = ("prompt", "response", "messages", "harmful")
+
+
+def read_huggingface(path: str, columns: Mapping[str, str], subset: str | None = None) -> Pools:
+    """The data set's own train, validation and test splits; what is absent is left empty.
+
+    Args:
+        path: an existing local folder, else a name on the hub.
+        columns: from `prompt`, `response`, `messages`, `harmful` to the data set's columns; what is not mapped goes by its own name. A class label is
+            read as its name, another number as its text.
+        subset: the data set's configuration, where it has several.
+
+    Raises:
+        UserError: the data set cannot be loaded, has no train split or lacks a column; or a row is wrong.
+    """
+    if unknown := set(columns) - set(_KEYS):
+        raise UserError(f"columns: keys must be among {', '.join(_KEYS)}, got {sorted(unknown)}")
+    splits = _load(path, subset)
+    if "train" not in splits:
+        raise UserError(f"huggingface {path!r}: needs a split 'train', got {list(splits)}")
+    chosen = {split: next((splits[name] for name in names if name in splits), None) for split, names in _SPLITS.items()}
+    return Pools(**{split: examples_from_rows(_rows(data, columns, f"{path}[{split}]")) for split, data in chosen.items() if data is not None})
+
+
+def _load(path: str, subset: str | None) -> dict[str, Any]:
+    import datasets  # half a second, and only this format needs it
+
+    try:
+        folder = Path(path)
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            data = datasets.load_from_disk(path)
+        else:
+            data = datasets.load_dataset(path, name=subset)
+    except Exception as error:  # `datasets` lets through whatever its file systems, parsers and HTTP client raise
+        raise UserError(
+            f"huggingface {path!r}: cannot be loaded ({type(error).__name__}: {error}); check path, task (the subset) and the network"
+        ) from error
+    return dict(data) if isinstance(data, dict) else {"train": data}
+
+
+def _rows(data: Any, columns: Mapping[str, str], place: str) -> Iterator[tuple[str, Any]]:
+    keys = {key: columns.get(key, key) for key in _KEYS}
+    if missing := [column for key, column in keys.items() if key in columns and column not in data.column_names]:
+        raise UserError(f"columns: {place} has no column {missing[0]!r}; it has {data.column_names}")
+    kept = {key: column for key, column in keys.items() if column in data.column_names}
+    if "messages" in columns:
+        kept = {key: column for key, column in kept.items() if key in ("messages", "harmful")}
+    elif {"prompt", "response"} <= set(kept):
+        kept.pop("messages", None)
+    names = getattr(data.features.get(kept.get("response", "")), "names", None)
+    for index, row in enumerate(data):
+        values = {key: row[column] for key, column in kept.items()}
+        response = values.get("response")
+        if isinstance(response, int | float):
+            values["response"] = names[response] if names and 0 <= response < len(names) else str(response)
+        yield f"{place}: row {index}", values

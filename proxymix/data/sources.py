@@ -1,0 +1,56 @@
+"""One entry point for examples, whatever their format.
+
+SourceConfig → reader of its format → Pools → split_source → Source
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from proxymix.config import SourceConfig
+from proxymix.data.formats import read_cl_benchmark, read_jsonl, read_trace
+from proxymix.data.hub import read_huggingface
+from proxymix.data.splits import Pools, SplitSizes, source_generator, split_source
+from proxymix.data.xstest import read_xstest
+from proxymix.types import Source
+
+
+def load_source(spec: SourceConfig, *, data_root: str | None, sizes: SplitSizes, seed: int) -> Source:
+    """The source that `spec` describes, with disjoint splits.
+
+    Deterministic in (seed, `spec.label`) and the data: which other sources there are changes nothing.
+
+    Args:
+        spec: format and place of the data.
+        data_root: where relative paths start; None: the working directory.
+        sizes: upper bounds of the splits; `spec.limit` bounds train further.
+        seed: of the run.
+
+    Raises:
+        UserError: the data is missing or wrong; names file and row.
+    """
+    sizes = replace(sizes, train=min((size for size in (sizes.train, spec.limit) if size is not None), default=None))
+    if spec.format == "builtin":
+        from proxymix.data.builtin import build_source  # it builds on `splits`, so it cannot be imported before this package is
+
+        return replace(build_source(str(spec.task), spec.world, sizes, seed), name=spec.label)
+    generator = source_generator(seed, spec.label)
+    return split_source(spec.label, _read(spec, Path(data_root or "."), generator), sizes, generator)
+
+
+def _read(spec: SourceConfig, root: Path, generator: np.random.Generator) -> Pools:
+    path = root / (spec.path or "")  # an absolute `spec.path` replaces the root
+    match spec.format:
+        case "jsonl":
+            return read_jsonl(path)
+        case "cl_benchmark":
+            return read_cl_benchmark(path, str(spec.task))
+        case "trace":
+            return read_trace(path, str(spec.task))
+        case "xstest":
+            return read_xstest(path, path.parent / spec.completions if spec.completions else None, generator)
+        case _:  # huggingface, the one left
+            return read_huggingface(str(path) if path.exists() else str(spec.path), spec.columns, spec.task)

@@ -1,0 +1,107 @@
+"""Greedy answers to the test prompts, by whatever engine holds the model.
+
+    examples → prompt tokens, cut as in tuning → Generator (transformers here, vLLM in `cluster.vllm_engine`) → answer texts
+
+Engines see tokens only, so that the model is asked exactly as it was tuned, and two engines can be compared token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from proxymix.config import Config
+from proxymix.data.encoding import prompt_ids
+from proxymix.types import Example
+
+Tokens = list[int]
+
+
+class Generator(Protocol):
+    """A model that answers greedily and can be given other weights of the same architecture."""
+
+    def load(self, folder: str) -> None:
+        """The weights in `folder` from now on. After an exception the engine is unusable."""
+        ...
+
+    def generate(self, prompts: Sequence[Tokens]) -> list[Tokens]:
+        """One answer per prompt: at most `evaluation.max_new_tokens` tokens, without the end token."""
+        ...
+
+
+class TransformersGenerator:
+    """Batched `generate` of transformers: any architecture, no start-up cost, slower than vLLM on large models."""
+
+    batch_size = 64
+    """Prompts of similar length that go together."""
+
+    def __init__(self, base_folder: str, config: Config, tokenizer: Any) -> None:
+        """Args: `base_folder` is a model folder or hub name; `tokenizer` supplies the end and pad tokens."""
+        from transformers import GenerationConfig
+
+        self.precision = torch.bfloat16 if config.target.precision == "bf16" else torch.float32
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=config.evaluation.max_new_tokens,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+        )
+        self.load(base_folder)
+
+    def load(self, folder: str) -> None:
+        """The model in `folder`, read anew."""
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.precision).to(self.device).eval()
+        # A published model's own sampling defaults (penalties, temperatures) would fill whatever the settings leave open.
+        self.model.generation_config = self.settings
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Tokens]) -> list[Tokens]:
+        """Left-padded batches, longest prompts first."""
+        answers: list[Tokens] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            width = len(prompts[chosen[0]])
+            input_ids = torch.full((len(chosen), width), int(self.settings.pad_token_id), device=self.device)
+            mask = torch.zeros_like(input_ids)
+            for row, index in enumerate(chosen):
+                input_ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index], device=self.device)
+                mask[row, width - len(prompts[index]) :] = 1
+            output = self.model.generate(input_ids=input_ids, attention_mask=mask, generation_config=self.settings)
+            for index, tokens in zip(chosen, output[:, width:].tolist(), strict=True):
+                answers[index] = until(tokens, int(self.settings.eos_token_id))
+        return answers
+
+
+def until(tokens: Tokens, end: int) -> Tokens:
+    """`tokens` before the first `end`.
+
+    >>> until([7, 8, 2, 0, 0], 2), until([7, 8], 2)
+    ([7, 8], [7, 8])
+    """
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def prompt_room(config: Config) -> int:
+    """Tokens a prompt may have, so that it and the longest answer fit into `tuning.max_length`; at least 1."""
+    return max(1, config.tuning.max_length - config.evaluation.max_new_tokens)
+
+
+def generate_answers(generator: Generator, tokenizer: Any, examples: Sequence[Example], room: int) -> list[str]:
+    """What the model answers to each prompt, without surrounding white space.
+
+    Args:
+        generator: holds the model.
+        tokenizer: the model's.
+        examples: their prompts are asked; responses are not looked at.
+        room: tokens a prompt may have; a longer one is cut from the left, as in tuning.
+    """
+    answers = generator.generate([prompt_ids(example.prompt, tokenizer)[-room:] for example in examples])
+    # Tuning sets the answer off from the prompt by one space, so a byte-level answer starts with it.
+    return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in answers]
