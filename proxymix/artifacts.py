@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 def target_folder(run_dir: str | Path, method: str, seed: int) -> Path:
@@ -23,16 +23,16 @@ def target_folder(run_dir: str | Path, method: str, seed: int) -> Path:
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` atomically, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _temporary(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
 
 
@@ -71,7 +71,8 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     A folder that already exists is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _temporary(path)
+    temporary.mkdir()
     try:
         fill(temporary)
         discarded = temporary.with_name(temporary.name + ".old")
@@ -81,3 +82,8 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(discarded, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else uses; made by the caller, so that the umask holds."""
+    return path.with_name(f".{path.name}.{uuid4().hex}")

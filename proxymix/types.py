@@ -112,6 +112,8 @@ class StageRecord:
     num_optimizer_steps: int
     num_tokens: int
     """Tokens that went through the forward and backward pass, padding excluded."""
+    num_validation_tokens: int = 0
+    """Tokens that went through the forward pass for the readings of the next boundary."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock by phase: `train`, `validate`, `decide`. The only field that differs between two runs of one seed."""
 

@@ -77,8 +77,8 @@ def encode_split(examples: Sequence[Example], tokenizer: Any, max_length: int) -
     for example in examples:
         prompt = prompt_ids(example.prompt, tokenizer)
         answer = [*tokenizer(response_text(example), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        if len(answer) < 2:
-            raise UserError(f"data: a response must have at least one token, got {example.response!r} for prompt {example.prompt[:60]!r}")
+        if not prompt or len(answer) < 2:
+            raise UserError(f"data: prompt and response must each have at least one token, got {example.prompt[:60]!r} and {example.response[:60]!r}")
         room = max_length - len(answer)
         if room < 1:
             raise UserError(

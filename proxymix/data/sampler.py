@@ -25,7 +25,7 @@ class MixtureSampler:
         """Args: `seed` of the whole data stream."""
         self.seed = seed
         self.consumed: dict[str, int] = {}
-        """Examples drawn so far from each pool; with the seed, all the state there is."""
+        """Examples drawn so far from each pool, `name/size` (a source has another pool once its task is over); with the seed, all the state."""
 
     def draw_stage(
         self, weights: Mapping[str, float], pool_sizes: Mapping[str, int], num_steps: int, batch_size: int
@@ -60,8 +60,9 @@ class MixtureSampler:
         """The next `count` indices of pool `name`: successive shuffles of the whole pool, each its own seeded permutation."""
         if not count:
             return np.empty(0, dtype=np.int64)
-        start = self.consumed.get(name, 0)
-        self.consumed[name] = start + count
+        pool = f"{name}/{size}"
+        start = self.consumed.get(pool, 0)
+        self.consumed[pool] = start + count
         first, last = start // size, (start + count - 1) // size
         shuffles = [self._shuffle(name, epoch, size) for epoch in range(first, last + 1)]
         return np.concatenate(shuffles)[start - first * size :][:count]

@@ -10,12 +10,26 @@ from pathlib import Path
 
 import numpy as np
 
-from proxymix.config import SourceConfig
+from proxymix.config import Config, SourceConfig
 from proxymix.data.formats import read_cl_benchmark, read_jsonl, read_trace
 from proxymix.data.hub import read_huggingface
 from proxymix.data.splits import Pools, SplitSizes, source_generator, split_source
 from proxymix.data.xstest import read_xstest
 from proxymix.types import Source
+
+VALIDATION_ROWS = 64
+"""Rows of each source's validation split; the controller sees the loss of the first `tuning.validation_size`."""
+
+
+def configured_source(config: Config, spec: SourceConfig) -> Source:
+    """The source `spec` describes, with splits of the configured sizes: the same rows wherever the run asks for it."""
+    tuning = config.tuning
+    sizes = SplitSizes(
+        buffer=tuning.anchor_buffer_size if spec in config.sequence.anchors else tuning.buffer_size,
+        validation=max(VALIDATION_ROWS, tuning.validation_size),
+        test=config.evaluation.test_size,
+    )
+    return load_source(spec, data_root=config.data_root, sizes=sizes, seed=config.seed)
 
 
 def load_source(spec: SourceConfig, *, data_root: str | None, sizes: SplitSizes, seed: int) -> Source:

@@ -1,0 +1,1 @@
+"""Where Ray computes: session, resources, RLlib training, the Train adapter, the pool of evaluation actors."""

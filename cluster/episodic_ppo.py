@@ -1,0 +1,263 @@
+"""RLlib's PPO with a fixed list of whole episodes an iteration, so that learning does not depend on who ran what, when, or twice.
+
+    plan → (weights, case, noise seed) to any env runner → episodes in the plan's order → RLlib's learner
+
+An env runner that dies is restarted and its episodes are run again, to the same result.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import ray
+import torch
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
+from ray.tune.registry import register_env
+
+from cluster.exploration import ExplorationNoise, noise_size
+from cluster.policy_modules import PolicyModule, module_spec
+from proxymix.config import Config
+from proxymix.errors import UserError
+
+ENVIRONMENT = "proxymix-continual-tuning"
+
+MAX_ROUNDS = 5
+"""Times that missing episodes of one iteration are handed out before the training gives up."""
+
+FIRST_EPISODE_TIMEOUT_S = 3600.0
+"""While no episode has been timed. A runner that died is noticed at once; this is for one that hangs."""
+
+MIN_EPISODE_TIMEOUT_S = 120.0
+"""Afterwards: this, or ten times the slowest episode so far."""
+
+RESTART_TIMEOUT_S = 300.0
+"""For at least one env runner to live."""
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """One iteration's episodes."""
+
+    iteration: int
+    case_index: int
+    noise_seeds: tuple[tuple[int, ...], ...]
+    """One per episode; nothing else tells the episodes of an iteration apart."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan."""
+
+    infos: tuple[dict[str, Any], ...]
+    """Of each episode's last step."""
+    returns: tuple[float, ...]
+    num_env_steps: int
+    num_dropped: int
+    """Episodes that had to be run again because their runner died or hung."""
+    sample_seconds: float
+    learn_seconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an env runner sends back."""
+
+    runner: int
+    episodes: dict[int, SingleAgentEpisode]
+    metrics: dict[str, Any]
+    slowest_s: float = 0.0
+    failure: str | None = None
+    """A traceback: a fault of the program, which running the episode again would only repeat."""
+
+
+class EpisodicPPO(PPO):
+    """Set `plan`, call `train`, read `outcome`."""
+
+    plan: EpisodePlan
+    outcome: Outcome
+    slowest_s = 0.0
+    """Longest episode so far, seconds."""
+
+    @classmethod
+    def get_default_config(cls) -> PPOConfig:
+        """PPO's."""
+        return PPOConfig(algo_class=cls)
+
+    def learner(self) -> Learner:
+        """The one learner, in this process."""
+        learner: Learner = self.learner_group.foreach_learner(lambda learner: learner).result_or_errors[0].get()
+        return learner
+
+    def module(self) -> PolicyModule:
+        """The module that learns."""
+        module: PolicyModule = self.learner().module[DEFAULT_MODULE_ID]
+        return module
+
+    def cleanup(self) -> None:
+        """Ends the env runners at once: RLlib would first wait, without limit, for those that are busy or hang."""
+        self.env_runner_group._worker_manager.clear()
+        super().cleanup()
+
+    def training_step(self) -> None:
+        """PPO's training step with the plan's episodes in the plan's order."""
+        started = time.perf_counter()
+        episodes, num_dropped = self._collect()
+        sampled = time.perf_counter()
+        infos, returns = tuple(e.get_infos(-1) for e in episodes), tuple(float(e.get_return()) for e in episodes)
+        num_env_steps = sum(len(e) for e in episodes)  # Before learning: RLlib appends a step to each episode.
+        self._learn(episodes)
+        self.outcome = Outcome(infos, returns, num_env_steps, num_dropped, sampled - started, time.perf_counter() - sampled)
+
+    def _learn(self, episodes: Sequence[SingleAgentEpisode]) -> None:
+        config = self.config
+        # RLlib shuffles minibatches with numpy's global generator.
+        np.random.seed(np.random.SeedSequence([config.seed, self.plan.iteration]).generate_state(1))
+        results = self.learner_group.update(
+            episodes=list(episodes),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: 0},
+            num_epochs=config.num_epochs,
+            minibatch_size=config.minibatch_size,
+            shuffle_batch_per_epoch=config.shuffle_batch_per_epoch,
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def _collect(self) -> tuple[list[SingleAgentEpisode], int]:
+        """Every episode of the plan, and how many had to be run again."""
+        weights, group = self.module().get_state(), self.env_runner_group
+        missing = list(range(len(self.plan.noise_seeds)))
+        if not group.num_remote_env_runners():
+            return list(self._accept([run_episodes(group.local_env_runner, weights, self.plan, missing)]).values()), 0
+        done: dict[int, SingleAgentEpisode] = {}
+        lost: set[int] = set()
+        for _ in range(MAX_ROUNDS):
+            done |= self._accept(self._hand_out(group, weights, missing))
+            missing = [index for index in missing if index not in done]
+            if not missing:
+                return [done[index] for index in sorted(done)], len(lost)
+            lost |= set(missing)
+        raise RuntimeError(
+            f"controller training: episodes {missing} of iteration {self.plan.iteration} were lost {MAX_ROUNDS} times; "
+            "env runners die or hang, see Ray's worker logs"
+        )
+
+    def _live_runners(self, group: EnvRunnerGroup) -> list[int]:
+        """Those that can take episodes now, the dead ones brought back where Ray has restarted them; waits for one."""
+        deadline = time.monotonic() + RESTART_TIMEOUT_S
+        while True:
+            self.restore_env_runners(group)
+            runners: list[int] = group.healthy_env_runner_ids()
+            if runners:
+                return runners
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"controller training: no env runner came back within {RESTART_TIMEOUT_S:g} s; see Ray's worker logs")
+            time.sleep(0.5)
+
+    def _hand_out(self, group: EnvRunnerGroup, weights: Any, missing: Sequence[int]) -> list[Answer]:
+        """One share of the missing episodes to each live runner; the answers that came in time."""
+        runners = self._live_runners(group)[: len(missing)]
+        shares = [missing[place :: len(runners)] for place in range(len(runners))]
+        calls = [partial(run_episodes, weights=weights, plan=self.plan, indices=share) for share in shares]
+        per_episode = max(MIN_EPISODE_TIMEOUT_S, 10 * self.slowest_s) if self.slowest_s else FIRST_EPISODE_TIMEOUT_S
+        timeout = per_episode * max(map(len, shares))
+        answers: list[Answer] = group.foreach_env_runner(calls, local_env_runner=False, remote_worker_ids=runners, timeout_seconds=timeout)
+        silent = set(runners) - {answer.runner for answer in answers}
+        for runner in silent & set(group.healthy_env_runner_ids()):
+            # It lives but hangs. Killed and marked as dead, it is started afresh like any other.
+            ray.kill(group._worker_manager.actors()[runner], no_restart=False)
+            group._worker_manager.set_actor_state(runner, healthy=False)
+        return answers
+
+    def _accept(self, answers: Sequence[Answer]) -> dict[int, SingleAgentEpisode]:
+        for answer in answers:
+            if answer.failure is not None:
+                raise RuntimeError(f"controller training: an episode failed on env runner {answer.runner}\n{answer.failure}")
+        self.slowest_s = max([self.slowest_s, *(answer.slowest_s for answer in answers)])
+        self.metrics.aggregate([answer.metrics for answer in answers], key=ENV_RUNNER_RESULTS)
+        return {index: episode for answer in answers for index, episode in answer.episodes.items()}
+
+
+def run_episodes(runner: SingleAgentEnvRunner, weights: Any, plan: EpisodePlan, indices: Sequence[int]) -> Answer:
+    """Episodes `indices` of the plan, each a function of its arguments alone."""
+    try:
+        runner.module.set_state(weights)
+        episodes, slowest = {}, 0.0
+        for index in indices:
+            started = time.perf_counter()
+            runner.env.unwrapped.call("prepare", plan.case_index, plan.noise_seeds[index])
+            (episodes[index],) = runner.sample(num_episodes=1)
+            slowest = max(slowest, time.perf_counter() - started)
+        return Answer(runner.worker_index, episodes, runner.get_metrics(), slowest)
+    except Exception:
+        # RLlib would restart the runner and keep the reason to itself.
+        return Answer(runner.worker_index, {}, {}, failure=traceback.format_exc())
+
+
+def build_algorithm(config: Config, environment: Callable[[], gymnasium.Env[Any, Any]]) -> EpisodicPPO:
+    """PPO with its env runners started; needs Ray to be initialised. `environment` has `select_case(index)`."""
+    controller = config.controller
+
+    def make(context: Any) -> gymnasium.Env[Any, Any]:
+        if context.worker_index > 0:
+            torch.set_num_threads(1)
+        return ExplorationNoise(environment(), noise_size(controller), every_decision=controller.exploration == "per_decision")
+
+    register_env(ENVIRONMENT, make)
+    algorithm: EpisodicPPO = algorithm_config(config).build_algo()
+    return algorithm
+
+
+def algorithm_config(config: Config) -> PPOConfig:
+    """RLlib's configuration of `config.controller`; the comments say what RLlib would do otherwise.
+
+    Raises:
+        UserError: a minibatch is larger than the batch.
+    """
+    controller, ppo = config.controller, config.controller.ppo
+    batch_size = controller.episodes_per_iteration * controller.curriculum.num_tasks * config.tuning.stages_per_task
+    if (ppo.minibatch_size or 0) > batch_size:
+        raise UserError(f"controller.ppo.minibatch_size: must be at most the {batch_size} decisions of an iteration, got {ppo.minibatch_size}")
+    return (
+        PPOConfig(algo_class=EpisodicPPO)
+        # Logits are unbounded: RLlib would squash them into the action space.
+        .environment(ENVIRONMENT, normalize_actions=False, clip_actions=False)
+        .env_runners(num_env_runners=controller.num_env_runners, num_cpus_per_env_runner=1, batch_mode="complete_episodes")
+        .learners(num_learners=0)
+        .fault_tolerance(
+            restart_failed_env_runners=True,
+            max_num_env_runner_restarts=1000,
+            delay_between_env_runner_restarts_s=0.0,
+            env_runner_health_probe_timeout_s=60.0,
+        )
+        .rl_module(rl_module_spec=module_spec(controller, config.seed))
+        .training(
+            lr=ppo.learning_rate,
+            gamma=ppo.discount,
+            lambda_=ppo.gae_lambda,
+            clip_param=ppo.clip,
+            entropy_coeff=ppo.entropy_coeff,
+            vf_loss_coeff=ppo.value_coeff,
+            # By default the critic stops learning where its squared error exceeds 10; paired rewards go far beyond.
+            vf_clip_param=float("inf"),
+            use_kl_loss=False,
+            grad_clip=ppo.max_grad_norm,
+            num_epochs=ppo.num_epochs,
+            minibatch_size=ppo.minibatch_size,
+            # Shuffling a full batch changes nothing but the order of its sums.
+            shuffle_batch_per_epoch=ppo.minibatch_size is not None,
+            train_batch_size_per_learner=batch_size,
+        )
+        .debugging(log_level="ERROR", seed=config.seed)
+    )

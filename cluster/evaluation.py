@@ -1,0 +1,212 @@
+"""Checkpoints are scored while tuning goes on: a pool of actors, each with one engine that is given one set of weights after another.
+
+    checkpoints/task<k>/ without scores/task<k>.json → a free EvaluationActor → scores/task<k>.json
+
+The file system is the queue: nothing is lost when a worker, an actor or the driver dies, and running the job again goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+
+from cluster.evaluation_actor import ENVIRONMENT, EvaluationActor
+from proxymix.artifacts import target_folder, write_json
+from proxymix.cases import sequence_tasks
+from proxymix.config import Config
+from proxymix.errors import UserError
+from proxymix.evaluation.scoring import base_score_path, score_path
+from proxymix.types import Source
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+MAX_ATTEMPTS = 3
+"""Per checkpoint; each time on a fresh actor."""
+_REMEDY = "see the actor's log in the Ray dashboard, then run the same command again"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder and where its score belongs."""
+
+    name: str
+    folder: str
+    score: Path
+    disposable: bool = False
+    """Whether the folder may go once it is scored."""
+
+
+@dataclass
+class _Call:
+    """What an actor is doing now; no checkpoint: starting its engine."""
+
+    actor: ActorHandle
+    checkpoint: Checkpoint | None
+    began: float = field(default_factory=time.monotonic)
+
+
+class EvaluationPool:
+    """`evaluation.actors` actors and the thread that feeds them. A context manager: leaving it frees everything."""
+
+    def __init__(
+        self, config: Config, base_folder: str, sources: Sequence[Source], *, keep_last: bool = False, call_timeout_s: float = 1800.0
+    ) -> None:
+        """Returns at once; the engines load in the background.
+
+        Args:
+            config: of the run.
+            base_folder: of the untuned target; every checkpoint has its architecture and tokenizer.
+            sources: every source of the sequence; only the test rows are used.
+            keep_last: delete a scored checkpoint unless it is the last of its run.
+            call_timeout_s: an actor that says nothing for so long is replaced.
+        """
+        self.config, self.base_folder, self.keep_last, self.call_timeout_s = config, base_folder, keep_last, call_timeout_s
+        self._tests = ray.put([replace(source, train=(), buffer=(), validation=()) for source in sources])
+        self._queue: Callable[[], list[Checkpoint]] = list
+        self._idle: list[ActorHandle] = []
+        self._calls: dict[ray.ObjectRef, _Call] = {}
+        self._attempts: dict[Path | None, int] = {}
+        self._given_up: dict[Path, str] = {}
+        self._fault: UserError | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="evaluation-pool", daemon=True)
+        for _ in range(config.evaluation.actors):
+            self._add_actor()
+
+    def start(self, run_dir: str | Path, assignments: Sequence[tuple[str, int]]) -> None:
+        """From now on scores the base and every checkpoint that appears in these target runs, (method, seed) each."""
+        root = Path(run_dir)
+        self._queue = lambda: self._checkpoints(root, assignments)
+        self._thread.start()
+
+    def finish(self, progress: Callable[[int, int], None] | None = None, stall_timeout_s: float = 1800.0) -> None:
+        """Waits until every checkpoint that is there has its score; call it when tuning is over.
+
+        Args:
+            progress: called with (done, total).
+            stall_timeout_s: give up when no score comes for so long, seconds.
+
+        Raises:
+            UserError: a checkpoint cannot be scored, or nothing moves any more.
+        """
+        last, since = -1, time.monotonic()
+        while True:
+            checkpoints = self._queue()
+            waiting = [c for c in checkpoints if not c.score.exists() and c.score not in self._given_up]
+            done = len(checkpoints) - len(waiting)
+            if progress:
+                progress(done, len(checkpoints))
+            if done != last:
+                last, since = done, time.monotonic()
+            if self._fault is not None:
+                raise self._fault
+            if not waiting and self._given_up:
+                raise UserError("\n".join(self._given_up.values()))
+            if not waiting:
+                return
+            if time.monotonic() - since > stall_timeout_s:
+                raise UserError(f"evaluate: no score came for {stall_timeout_s:.0f} s, {len(waiting)} to go, next {waiting[0].name}; {_REMEDY}")
+            time.sleep(POLL_S)
+
+    def close(self) -> None:
+        """Stops feeding and kills the actors; their CPUs and memory are free on return or a moment later."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if ray.is_initialized():
+            for actor in [*self._idle, *(call.actor for call in self._calls.values())]:
+                ray.kill(actor)
+        self._idle, self._calls = [], {}
+
+    def __enter__(self) -> EvaluationPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while not self._closed.wait(POLL_S):
+            try:
+                self._collect()
+                self._dispatch()
+            except UserError as error:
+                self._fault = error
+                return
+            except Exception as error:
+                # The driver waits on this thread, so whatever ends it must reach the driver.
+                self._fault = UserError(f"evaluate: {type(error).__name__}: {error}; {_REMEDY}")
+                logger.exception("the evaluation pool stopped")
+                return
+
+    def _collect(self) -> None:
+        """Takes results; an actor that failed, died or is stuck is replaced and its checkpoint goes back to the queue."""
+        for reference, call in list(self._calls.items()):
+            if not ray.wait([reference], timeout=0)[0]:
+                if time.monotonic() - call.began > self.call_timeout_s:
+                    ray.kill(call.actor)
+                continue
+            del self._calls[reference]
+            try:
+                result = ray.get(reference)
+            except Exception as error:
+                self._failed(call, error)
+                continue
+            self._idle.append(call.actor)
+            if call.checkpoint is not None:
+                write_json(call.checkpoint.score, {"checkpoint": call.checkpoint.name, **result})
+
+    def _failed(self, call: _Call, error: Exception) -> None:
+        # A failed reload leaves an engine half old, half new: never use it again.
+        ray.kill(call.actor)
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError):
+            raise cause
+        key = call.checkpoint.score if call.checkpoint else None
+        self._attempts[key] = self._attempts.get(key, 0) + 1
+        what = f"score {call.checkpoint.folder!r}" if call.checkpoint else f"start the {self.config.evaluation.engine} engine"
+        reason = f"{type(cause or error).__name__}: {cause or error}".strip().splitlines()[0]
+        logger.warning("could not %s (attempt %d): %s", what, self._attempts[key], reason)
+        if self._attempts[key] >= MAX_ATTEMPTS:
+            message = f"evaluate: could not {what} in {MAX_ATTEMPTS} attempts: {reason}; {_REMEDY}"
+            if key is None:
+                raise UserError(message)
+            self._given_up[key] = message
+        self._add_actor()
+
+    def _dispatch(self) -> None:
+        settled = {call.checkpoint.score for call in self._calls.values() if call.checkpoint} | set(self._given_up)
+        for checkpoint in self._queue():
+            if checkpoint.score.exists():
+                if checkpoint.disposable:
+                    shutil.rmtree(checkpoint.folder, ignore_errors=True)
+            elif self._idle and checkpoint.score not in settled:
+                actor = self._idle.pop()
+                self._calls[actor.score.remote(checkpoint.folder)] = _Call(actor, checkpoint)
+
+    def _checkpoints(self, run_dir: Path, assignments: Sequence[tuple[str, int]]) -> list[Checkpoint]:
+        """The base, then every checkpoint that is there or was scored, in the order of the assignments."""
+        num_tasks = len(sequence_tasks(self.config))
+        found = [Checkpoint("base", self.base_folder, base_score_path(run_dir))]
+        for method, seed in assignments:
+            folder = target_folder(run_dir, method, seed)
+            for index in range(num_tasks):
+                model, score = folder / "checkpoints" / f"task{index}", score_path(folder, index)
+                if model.exists() or score.exists():
+                    found.append(Checkpoint(f"task{index}", str(model), score, self.keep_last and index + 1 < num_tasks))
+        return found
+
+    def _add_actor(self) -> None:
+        config = self.config
+        environment = ENVIRONMENT if config.target.model.hub else {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"}
+        options = {"num_cpus": 1, "num_gpus": int(config.target.parallelism.use_gpu), "runtime_env": {"env_vars": environment}}
+        actor = ray.remote(EvaluationActor).options(**options).remote(config, self.base_folder, self._tests)
+        self._calls[actor.warm_up.remote()] = _Call(actor, None)

@@ -1,0 +1,132 @@
+"""Work that is one Ray task a piece: base models and mirroring pilots, side by side on whatever cores there are.
+
+(model, model) → pretrain_bases → folders          cases × seeds × (proxy, target) → run_pilots → accuracy matrices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import ray
+import torch
+
+from proxymix.cases import Case, CaseBuilder
+from proxymix.config import Config, ModelConfig
+from proxymix.continual import ContinualRun, run_continual
+from proxymix.controllers.baselines import UniformReplay
+from proxymix.learners.pretraining import pretrain_base
+from proxymix.metrics import relative_forgetting
+from proxymix.mirroring import Pilot
+from proxymix.types import StageRecord
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@ray.remote(num_cpus=0)
+class Tally:
+    """Progress of tasks that run elsewhere."""
+
+    def __init__(self) -> None:
+        """Nothing done yet."""
+        self.parts: dict[str, tuple[int, int]] = {}
+
+    def update(self, part: str, done: int, total: int) -> None:
+        """Part `part` is so far."""
+        self.parts[part] = (done, total)
+
+    def read(self) -> tuple[int, int]:
+        """Sums over the parts."""
+        return sum(d for d, _ in self.parts.values()), sum(t for _, t in self.parts.values())
+
+
+def pretrain_bases(config: Config, models: Sequence[ModelConfig], progress: Progress) -> list[str]:
+    """Folders of the base models, in order; those that are cached cost nothing."""
+    tally = Tally.remote()
+    waiting = [_pretrain.remote(config, model, tally, f"{index}") for index, model in enumerate(models)]
+    _wait(waiting, lambda: progress(*ray.get(tally.read.remote())))
+    return list(ray.get(waiting))
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _pretrain(config: Config, model: ModelConfig, tally: ray.actor.ActorHandle, part: str) -> str:
+    torch.set_num_threads(1)
+    return pretrain_base(config, model, lambda done, total: tally.update.remote(part, done, total))
+
+
+def run_pilots(config: Config, folders: tuple[str, str], cases: Sequence[Case], progress: Progress) -> list[Pilot]:
+    """Proxy and target through the same cases and seeds with uniform replay.
+
+    Args:
+        config: of the run.
+        folders: proxy's and target's base.
+        cases: pilot sequences; each is run with `transfer.num_seeds` data streams.
+        progress: called as pilots finish.
+
+    Returns:
+        One Pilot per (case, seed).
+    """
+    plan = [(case, seed) for case in cases for seed in range(config.transfer.num_seeds)]
+    waiting = [_pilot.remote(config, which, folders[which], replace(case, seed=case.seed + seed)) for case, seed in plan for which in (0, 1)]
+    _wait(waiting, lambda: progress(len(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]), len(waiting)))
+    matrices = ray.get(waiting)
+    pilots = []
+    for index, (case, seed) in enumerate(plan):
+        proxy, target = (relative_forgetting(matrix) for matrix in matrices[2 * index : 2 * index + 2])
+        known = _known_pairs(*matrices[2 * index : 2 * index + 2])
+        pilots.append(Pilot(case.name, seed, proxy[known, 2], target[known, 2], proxy[known, 0]))
+    return pilots
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _pilot(config: Config, which: int, folder: str, case: Case) -> np.ndarray:
+    torch.set_num_threads(1)
+    model = (config.proxy, config.target)[which].model
+    run = CaseBuilder(config, folder, model.implementation).build(case)
+    rows = _AccuracyRows(run)
+    run_continual(run, UniformReplay(config.transfer.replay_share), rows)
+    return rows.matrix()
+
+
+@dataclass
+class _AccuracyRows:
+    """A journal that keeps validation accuracies: first of the base model, then after every task."""
+
+    run: ContinualRun
+
+    def __post_init__(self) -> None:
+        self.rows = [self.run.validation_accuracies()]
+
+    def stage_finished(self, run: ContinualRun, record: StageRecord) -> None:
+        """Nothing to keep."""
+
+    def task_finished(self, run: ContinualRun, task_index: int) -> None:
+        """One more row."""
+        self.rows.append(run.validation_accuracies())
+
+    def matrix(self) -> np.ndarray:
+        """`[A + T, A + T]`: anchors count as learnt before the first task, so each has a row of the base model."""
+        names, anchors = list(self.rows[0]), len(self.run.anchors)
+        base, *after = ([row[name] for name in names] for row in self.rows)
+        return np.array([base] * anchors + after)
+
+
+def _known_pairs(*matrices: np.ndarray, floor: float = 0.2) -> np.ndarray:
+    """Which rows of `relative_forgetting` belong to a task that every model had learnt to at least `floor`.
+
+    What was never known cannot be forgotten: its φ is noise over a small number.
+    """
+    learnt = np.min([np.diag(matrix) for matrix in matrices], axis=0) >= floor
+    tasks = relative_forgetting(matrices[0])[:, 1].astype(int)
+    return np.asarray(learnt[tasks])
+
+
+def _wait(waiting: Sequence[ray.ObjectRef], tick: Callable[[], None]) -> None:
+    remaining = list(waiting)
+    while remaining:
+        done, remaining = ray.wait(remaining, num_returns=len(remaining), timeout=0.5)
+        for reference in done:
+            ray.get(reference)
+        tick()

@@ -1,0 +1,183 @@
+"""The controller is learnt: PPO over proxy runs, an iteration a case, resumable after any of them.
+
+    cases → EpisodicPPO.train → learning_curve.jsonl, checkpoint/ → mean of the last parameters → freeze_controller
+
+Every iteration is a function of the state it starts from, so a resumed training ends with the parameters of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cluster.episodic_ppo import EpisodePlan, EpisodicPPO, build_algorithm
+from cluster.policy_modules import parameters_of
+from cluster.reference_runs import proxy_facts
+from cluster.training_checkpoint import load_state, save_state
+from proxymix.artifacts import read_jsonl, write_jsonl
+from proxymix.cases import Case
+from proxymix.config import Config
+from proxymix.controllers.frozen import save_controller
+from proxymix.env import ContinualTuningEnv
+
+LEARNING_CURVE = "learning_curve.jsonl"
+
+Row = dict[str, Any]
+Environment = Callable[[Config, str, Sequence[Case]], gymnasium.Env[Any, Any]]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A finished training."""
+
+    parameters: dict[str, NDArray[np.float64]]
+    """Of the policy: the mean over the last `controller.average_last` of the iterations."""
+    rows: list[Row]
+    """The learning curve, a row an iteration."""
+    cases: tuple[Case, ...]
+    """What it was trained on."""
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Proxy runs, stages tuned in them and seconds, repeated episodes not counted."""
+        return {
+            "episodes": sum(row["episodes"] for row in self.rows),
+            "stages": sum(row["stages"] for row in self.rows),
+            "seconds": round(sum(row["sample_seconds"] + row["learn_seconds"] for row in self.rows), 3),
+        }
+
+
+def train_policy(
+    config: Config,
+    base_folder: str,
+    cases: Sequence[Case],
+    out: Path,
+    on_iteration: Callable[[Row], None],
+    environment: Environment = ContinualTuningEnv,
+) -> TrainingResult:
+    """Learns the controller, or goes on where a checkpoint in `out` stands; a finished training is only read.
+
+    Args:
+        config: `controller`, `tuning` and `seed` decide.
+        base_folder: model that every proxy run starts from.
+        cases: met in turn, one an iteration; with reference scores for the paired reward (`with_references`).
+        out: `checkpoint/` and `learning_curve.jsonl` go here.
+        on_iteration: called with each new row of the learning curve.
+        environment: what an episode is played in.
+
+    Raises:
+        UserError: the checkpoint was made under another configuration; or its PPO settings cannot work.
+        RuntimeError: an episode failed, or env runners kept dying.
+    """
+    num_iterations = config.controller.episodes // config.controller.episodes_per_iteration
+    fingerprint = _fingerprint(config, base_folder, cases)
+    state = load_state(out, fingerprint)
+    # A row is written before its checkpoint: one too many means the iteration is done again, to the same row.
+    rows = list(read_jsonl(out / LEARNING_CURVE))[: state.iteration]
+    if state.iteration < num_iterations:
+        with _quiet(), _one_thread():
+            algorithm = build_algorithm(config, partial(environment, config, base_folder, list(cases)))
+            try:
+                state.restore(algorithm.learner())
+                for iteration in range(state.iteration, num_iterations):
+                    rows.append(_iterate(algorithm, config, cases, iteration))
+                    state = state.after(algorithm.learner(), parameters_of(algorithm.module()), iteration >= _first_averaged(config, num_iterations))
+                    write_jsonl(out / LEARNING_CURVE, rows)
+                    save_state(out, state, fingerprint)
+                    on_iteration(rows[-1])
+            finally:
+                algorithm.stop()
+    return TrainingResult(state.mean_parameters(), rows, tuple(cases))
+
+
+def freeze_controller(config: Config, result: TrainingResult, out: Path) -> str:
+    """Writes the frozen controller into `out` with what it was trained on; returns the SHA-256 of its weights."""
+    facts = {
+        "training": {"sequences": [[task.label for task in case.tasks] for case in result.cases], "sources": _sources(result.cases)},
+        "seed": config.seed,
+        "versions": {name: importlib.metadata.version(name) for name in ("proxymix", "ray", "torch", "numpy")},
+        "training_cost": result.cost,
+    }
+    return save_controller(out, result.parameters, name="proxymix", architecture=config.controller.architecture, facts=facts)
+
+
+def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iteration: int) -> Row:
+    """One iteration, as a row of the learning curve."""
+    case_index = iteration % len(cases)
+    seeds = tuple((config.seed, iteration, episode) for episode in range(config.controller.episodes_per_iteration))
+    algorithm.plan = EpisodePlan(iteration, case_index, seeds)
+    algorithm.train()
+    outcome, case = algorithm.outcome, cases[case_index]
+    scores = [float(info["score"]) for info in outcome.infos]
+    return {
+        "iteration": iteration,
+        "episodes": len(outcome.returns),
+        "stages": outcome.num_env_steps,
+        "case": case.name,
+        "score_mean": float(np.mean(scores)),
+        "score_sd": float(np.std(scores)),
+        "reference_mean": float(np.mean(case.reference_scores)) if case.reference_scores else None,
+        "reward_mean": float(np.mean(outcome.returns)),
+        "replay_share_mean": float(np.mean([info["replay_share"] for info in outcome.infos])),
+        "sigma_mean": float(algorithm.module().sigma.mean()),
+        "num_dropped": outcome.num_dropped,
+        "sample_seconds": round(outcome.sample_seconds, 3),
+        "learn_seconds": round(outcome.learn_seconds, 3),
+    }
+
+
+def _first_averaged(config: Config, num_iterations: int) -> int:
+    return num_iterations - max(1, round(config.controller.average_last * num_iterations))
+
+
+def _fingerprint(config: Config, base_folder: str, cases: Sequence[Case]) -> str:
+    """Of all that the learnt parameters depend on. How many env runners there are is not among it."""
+    controller = config.controller.model_dump(mode="json", exclude={"num_env_runners"})
+    facts = json.dumps([proxy_facts(config, base_folder), controller, [repr(case) for case in cases]], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _sources(cases: Sequence[Case]) -> list[str]:
+    """Every training source with its world, so that a reader can see that none is in the table."""
+    return sorted({f"{task.label}@{task.world}" if task.world else task.label for case in cases for task in case.tasks})
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The sums of a gradient depend on the number of threads."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """RLlib warns of deprecations inside itself and of its own old stack at every build; nothing here can heed them."""
+    loggers = {name: logging.getLogger(name) for name in ("ray", "ray.rllib", "ray.tune")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    try:
+        for logger in loggers.values():
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])

@@ -1,0 +1,80 @@
+"""Reference runs for the paired reward: what simple schedules reach on the very cases a controller is trained on.
+
+cases → ramp_10 and random_20 on the proxy, a Ray task a case → J per case, kept in `references.json` → cases with reference scores
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from proxymix.artifacts import read_json, write_json
+from proxymix.cases import Case, CaseBuilder
+from proxymix.config import Config
+from proxymix.continual import run_continual
+from proxymix.controllers.baselines import baseline
+from proxymix.reward import final_score
+
+REFERENCES = ("ramp_10", "random_20")
+"""Two, because the mean of two is a steadier yardstick than either."""
+
+TIMEOUT_S = 4 * 3600.0
+"""For one case; a worker that dies is noticed at once and its case is run again."""
+
+
+def with_references(
+    config: Config, base_folder: str, cases: Sequence[Case], out: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Case]:
+    """`cases` with J of the reference controllers; as they are when the reward does not need them.
+
+    Runs as many cases at a time as there are env runners. Finished ones are kept in `out/references.json`, keyed by all that decides them.
+    """
+    if config.controller.reward.kind != "paired":
+        return list(cases)
+    path = out / "references.json"
+    scores: dict[str, list[float]] = read_json(path) or {}
+    missing = [case for case in cases if _key(config, base_folder, case) not in scores]
+    at_once = max(1, config.controller.num_env_runners)
+    for start in range(0, len(missing), at_once):
+        group = missing[start : start + at_once]
+        answers = ray.get([_reference_scores.remote(config, base_folder, case) for case in group], timeout=TIMEOUT_S)
+        scores |= {_key(config, base_folder, case): answer for case, answer in zip(group, answers, strict=True)}
+        write_json(path, scores)
+        progress(start + len(group), len(missing))
+    return [replace(case, reference_scores=tuple(scores[_key(config, base_folder, case)])) for case in cases]
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _reference_scores(config: Config, base_folder: str, case: Case) -> list[float]:
+    """J of each reference controller."""
+    torch.set_num_threads(1)
+    builder = CaseBuilder(config, base_folder, config.proxy.model.implementation)
+    scores = []
+    for method in REFERENCES:
+        run = builder.build(case)
+        run_continual(run, baseline(method))
+        scores.append(final_score(run.validation_accuracies()))
+    return scores
+
+
+def proxy_facts(config: Config, base_folder: str) -> dict[str, Any]:
+    """All of a configuration that a proxy run's numbers depend on; the case and the controller come on top.
+
+    A preset's folder is named by its content's hash.
+    """
+    tree = config.model_dump(mode="json", include={"seed", "data_root", "tuning", "proxy"})
+    anchors = [anchor.model_dump(mode="json") for anchor in config.sequence.anchors]
+    return tree | {"anchors": anchors, "test_size": config.evaluation.test_size, "base": Path(base_folder).name}
+
+
+def _key(config: Config, base_folder: str, case: Case) -> str:
+    """The case's name for a reader, the hash of all that its scores depend on for the program."""
+    facts = json.dumps([proxy_facts(config, base_folder), repr(replace(case, reference_scores=()))], sort_keys=True)
+    return f"{case.name}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"

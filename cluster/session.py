@@ -1,0 +1,101 @@
+"""A connection to Ray for the length of one job: an existing cluster, or one started here and gone afterwards.
+
+ray_session(config) → ray.init → the job → ray.shutdown          (also after Ctrl-C, a failure or `ray job stop`)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+import ray
+
+from proxymix.config import Config
+from proxymix.errors import UserError
+
+GIB = 2**30
+MIN_LOGICAL_CPUS = 8
+"""Logical CPUs of a cluster started here when the machine has fewer cores: most actors wait most of the time."""
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "PYTHONWARNINGS": "ignore",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""Every worker: threads are set, not guessed, and libraries do not talk over the job."""
+
+
+DRIVER_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+"""The driver: Ray's core prints what only its developers can use."""
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Ray, connected. Under `ray job submit`, or with RAY_ADDRESS set, the running cluster; else one of our own.
+
+    Raises:
+        UserError: too little memory, or a cluster with too few CPUs for the job.
+    """
+    _check_memory(config)
+    os.environ.update(DRIVER_ENVIRONMENT)
+    joined = "RAY_ADDRESS" in os.environ
+    own = {} if joined else {"num_cpus": _logical_cpus(config), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    environment = {"env_vars": WORKER_ENVIRONMENT}
+    try:
+        ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
+    except ConnectionError as error:
+        raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {os.environ.get('RAY_ADDRESS')!r} ({error}); start one or unset it") from error
+    # ray.init replaces the handler; `ray job stop` and a scheduler's SIGTERM must unwind like Ctrl-C does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _check_cpus(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def dashboard_url() -> str | None:
+    """Where the Ray dashboard of this session is, if it has one."""
+    url = ray.get_runtime_context().gcs_address and ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else None
+
+
+def _logical_cpus(config: Config) -> int:
+    return config.resources.logical_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+
+
+def _check_memory(config: Config) -> None:
+    free = psutil.virtual_memory().available / GIB
+    if free < config.resources.memory_gib:
+        raise UserError(
+            f"resources.memory_gib: must be free to start, got {free:.1f} of {config.resources.memory_gib:g} GiB; close something or lower it"
+        )
+
+
+def _check_cpus(config: Config) -> None:
+    needed = max(config.controller.num_env_runners + 1, config.target.parallelism.num_workers + config.evaluation.actors + 2)
+    have = int(ray.cluster_resources().get("CPU", 0))
+    if have < needed:
+        raise UserError(
+            f"resources.logical_cpus: the job needs {needed} Ray CPUs (env runners, workers, evaluation actors, service), got {have}; "
+            "raise it (it may exceed the cores) or start the cluster with more --num-cpus"
+        )
+    if config.target.parallelism.use_gpu and ray.cluster_resources().get("GPU", 0) < config.target.parallelism.num_workers:
+        found = ray.cluster_resources().get("GPU", 0)
+        raise UserError(f"target.parallelism.use_gpu: needs {config.target.parallelism.num_workers} GPUs, got {found:g}; set it to false or add some")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,164 @@
+"""The target on Ray Train: one worker group goes through all target runs, one after another.
+
+    assignments → TorchTrainer → every rank: Learner → ContinualRun → run_continual → journal (rank 0)
+
+Starting Train costs about 20 s, so it is paid once. A worker that dies takes its group with it; Train starts another, which goes on from
+the journal at the last stage boundary. What the runs have to say is in their folders, not in what Train returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from cluster.ranks import Ranks, SharedController
+from proxymix.artifacts import read_json, read_jsonl, target_folder, write_json
+from proxymix.cases import Case, CaseBuilder, sequence_tasks
+from proxymix.config import Config
+from proxymix.continual import run_continual
+from proxymix.errors import UserError
+from proxymix.journal import RunJournal, is_finished
+from proxymix.learners.learner import Learner, NonFiniteLossError
+from proxymix.learners.models import load_model
+from proxymix.types import Controller
+
+Assignment = tuple[str, int]
+"""Method and seed of one target run."""
+MAX_RESTARTS = 3
+"""Of the worker group, over all assignments."""
+SINGLE = Ranks()
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """All that a worker must know."""
+
+    config: Config
+    assignments: tuple[Assignment, ...]
+    base_folder: str
+    run_dir: str
+    controller_for: Callable[[str, int], Controller]
+
+    @property
+    def fault_path(self) -> Path:
+        """Where workers leave a message for the person who started them."""
+        return Path(self.run_dir) / "ray_train" / "fault.json"
+
+
+def tune_targets(
+    config: Config,
+    assignments: Sequence[Assignment],
+    *,
+    base_folder: str,
+    run_dir: str,
+    controller_for: Callable[[str, int], Controller],
+    name: str,
+) -> None:
+    """Tunes every target run that is not finished; returns when all are.
+
+    Args:
+        config: of the run; relative data paths are taken from here, not from where a worker stands.
+        assignments: (method, seed) pairs, in this order.
+        base_folder: the untuned target, readable by every worker.
+        run_dir: `runs/<name>`, shared by all nodes.
+        controller_for: builds the controller of a pair; pickled, called on rank 0 only. A `close` method is called when the run is over.
+        name: of the Ray Train run.
+
+    Raises:
+        UserError: what a worker found wrong with the input, a loss that is not finite, or a group that kept dying.
+    """
+    run_dir, data_root = str(Path(run_dir).resolve()), str(Path(config.data_root or ".").resolve())
+    todo = tuple(pair for pair in assignments if not is_finished(target_folder(run_dir, *pair)))
+    if not todo:
+        return
+    base_folder = str(Path(base_folder).resolve()) if Path(base_folder).exists() else base_folder
+    plan = TuningPlan(config.model_copy(update={"data_root": data_root}), todo, base_folder, run_dir, controller_for)
+    plan.fault_path.unlink(missing_ok=True)
+    try:
+        _trainer(plan, name).fit()
+    except TrainingFailedError as error:
+        raise UserError(f"tune_target: {_reason(error)}; every finished stage is kept, run the same command again to go on") from error
+    fault = read_json(plan.fault_path)
+    if fault is not None:
+        raise UserError(fault["message"])
+
+
+def tuning_progress(config: Config, run_dir: str | Path, assignments: Sequence[Assignment]) -> tuple[int, int]:
+    """Stages tuned so far and in all, over all assignments; read from the run folder."""
+    done = sum(1 for method, seed in assignments for _ in read_jsonl(target_folder(run_dir, method, seed) / "decisions.jsonl"))
+    return done, len(assignments) * len(sequence_tasks(config)) * config.tuning.stages_per_task
+
+
+def _trainer(plan: TuningPlan, name: str) -> TorchTrainer:
+    parallelism = plan.config.target.parallelism
+    # Decisions travel as Python objects, so there is a CPU backend beside the GPUs'.
+    backend = "cpu:gloo,cuda:nccl" if parallelism.use_gpu else "gloo"
+    return TorchTrainer(
+        partial(_work, plan),
+        torch_config=TorchConfig(backend=backend),
+        scaling_config=ScalingConfig(num_workers=parallelism.num_workers, use_gpu=parallelism.use_gpu, resources_per_worker=_resources(plan.config)),
+        run_config=RunConfig(name=name, storage_path=str(Path(plan.run_dir) / "ray_train"), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
+    )
+
+
+def _resources(config: Config) -> dict[str, float]:
+    return {"CPU": 1, "GPU": 1} if config.target.parallelism.use_gpu else {"CPU": 1}
+
+
+def _reason(error: TrainingFailedError) -> str:
+    if not isinstance(error, WorkerGroupError):
+        return f"Ray Train stopped: {_last_line(error)}"
+    return f"the workers failed {MAX_RESTARTS + 1} times, lastly with: {_last_line(*error.worker_failures.values())}"
+
+
+def _last_line(*errors: Exception) -> str:
+    """What was raised, of an error whose text is a whole traceback."""
+    return str(errors[0]).strip().splitlines()[-1].strip()
+
+
+def _work(plan: TuningPlan) -> None:
+    """What every rank runs. A mistake of the person's ends it quietly, with a message in the run folder: restarting would not help."""
+    torch.set_num_threads(plan.config.target.parallelism.threads_per_worker)
+    ranks = Ranks(ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size())
+    try:
+        builder = ranks.together(partial(target_builder, plan.config, plan.base_folder, ranks))
+        for method, seed in plan.assignments:
+            _tune(plan, method, seed, builder, ranks)
+    except UserError as error:
+        if ranks.rank == 0:
+            write_json(plan.fault_path, {"message": str(error)})
+
+
+def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks: Ranks) -> None:
+    config = plan.config
+    journal = RunJournal(target_folder(plan.run_dir, method, seed), builder.learner, Path(plan.base_folder))
+    if journal.finished:
+        return
+    tasks = sequence_tasks(config)
+    run = builder.build(Case(f"{config.name}/{method}/seed{seed}", tasks, (config.tuning.steps_per_stage,) * len(tasks), seed))
+    journal.resume(run)
+    with closing(SharedController(method, partial(plan.controller_for, method, seed), ranks)) as controller:
+        try:
+            run_continual(run, controller, journal if ranks.rank == 0 else None)
+        except NonFiniteLossError as error:
+            raise UserError(f"target run {run.name}: {error}") from error
+
+
+def target_builder(config: Config, base_folder: str, ranks: Ranks = SINGLE) -> CaseBuilder:
+    """Builds runs of the target model as `config.target` wants it: adapters, precision, device, ranks."""
+    target = config.target
+    torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
+    model = load_model(base_folder, target.model.implementation, target.lora, target.precision)
+    if target.parallelism.use_gpu:
+        model = model.to(ray.train.torch.get_device())
+    learner = Learner(model, config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=ranks.reduce)
+    return CaseBuilder(config, base_folder, target.model.implementation, learner=learner)

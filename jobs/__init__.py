@@ -1,0 +1,1 @@
+"""What a person launches: one small module per job, `python -m jobs.<name> --config F [key=value …]`."""

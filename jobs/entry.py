@@ -1,0 +1,68 @@
+"""How every job starts and ends: config and overrides in, one clear message and an honest exit code out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.run import Run
+from proxymix.config import load_config
+from proxymix.errors import UserError
+
+Job = Callable[[Run], None]
+
+
+def launch(job: Job) -> None:
+    """Runs `job` from the command line.
+
+    Exit codes: 0 done; 2 a mistake in the input or surroundings, told in one message; 130 interrupted; 1 a bug.
+    """
+
+    def command(
+        config: Annotated[Path, typer.Option("--config", help="YAML file of the run.")],
+        overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value, values are YAML.", show_default=False)] = None,
+    ) -> None:
+        sys.exit(run_job(job, config, overrides or []))
+
+    command.__doc__ = (sys.modules[job.__module__].__doc__ or "").split("\n\n")[0]
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
+
+
+def run_job(job: Job, config: Path, overrides: list[str]) -> int:
+    """`job` on the configured run; returns the exit code."""
+    _quiet_libraries()
+    run = None
+    try:
+        run = Run.open(load_config(config, overrides))
+        job(run)
+        run.set_status("finished")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status, code = "failed", 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        status, code = "interrupted", 130
+    except BaseException:
+        if run is not None:
+            run.set_status("failed")
+        raise
+    if run is not None:
+        run.set_status(status)
+    return code
+
+
+def _quiet_libraries() -> None:
+    """Libraries' chatter must not drown the progress; errors still come through."""
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("ray", "ray.serve", "ray.tune", "ray.train", "transformers", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,46 @@
+"""Base models of proxy and target: presets are trained on the anchors, existing models are used as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.pilots import pretrain_bases
+from cluster.session import ray_session
+from jobs.entry import launch
+from jobs.run import Run
+from proxymix.artifacts import write_json
+
+
+def pretrain_base(run: Run) -> tuple[str, str]:
+    """The base folders of (proxy, target), cached by content; noted under `base/`."""
+    config = run.config
+    with run.phase("pretrain_base"), run.progress("base models") as update:
+        folders = pretrain_bases(config, [config.proxy.model, config.target.model], update)
+    for role, folder in zip(("proxy", "target"), folders, strict=True):
+        write_json(run.folder / "base" / f"{role}.json", {"folder": folder, "num_parameters": _num_parameters(folder)})
+    return folders[0], folders[1]
+
+
+def _num_parameters(folder: str) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "np") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                size = 1
+                for dimension in tensors.get_slice(key).get_shape():
+                    size *= dimension
+                total += size
+    return total
+
+
+def job(run: Run) -> None:
+    """Stand-alone: connect, train, say where."""
+    with ray_session(run.config):
+        for folder in pretrain_base(run):
+            run.say(folder)
+
+
+if __name__ == "__main__":
+    launch(job)

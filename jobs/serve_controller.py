@@ -1,0 +1,46 @@
+"""The frozen controller behind HTTP on Ray Serve, until Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.session import ray_session
+from jobs.entry import launch
+from jobs.run import Run
+from services.client import check_reachable
+from services.deployment import deploy, undeploy
+
+
+@contextmanager
+def serving(run: Run) -> Iterator[str]:
+    """The address the controller answers at: `service.url`, or a deployment that lives as long as this context.
+
+    Raises:
+        UserError: the given service does not answer, or the port is taken.
+    """
+    service, app_name = run.config.service, f"proxymix-{run.config.name}"
+    if service.url is not None:
+        check_reachable(service.url, service)
+        yield service.url
+        return
+    with run.phase("serve_controller"):
+        url = deploy(run.folder / "controller", service, app_name)
+    run.say(f"controller served at {url}")
+    try:
+        yield url
+    finally:
+        undeploy(app_name)
+
+
+def job(run: Run) -> None:
+    """Stand-alone: serve the run's controller."""
+    with ray_session(run.config), serving(run) as url:
+        run.say(f"{url}/docs  ·  Ctrl-C to stop")
+        while True:
+            time.sleep(3600)
+
+
+if __name__ == "__main__":
+    launch(job)

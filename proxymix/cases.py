@@ -1,0 +1,119 @@
+"""Cases: a drawn order of tasks with lengths and a seed. What a controller is trained on, and what pilots are run on.
+
+curriculum + seed → Case → CaseBuilder → ContinualRun on a base model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from proxymix.config import Config, CurriculumConfig, SourceConfig, TuningConfig
+from proxymix.continual import ContinualRun
+from proxymix.data.encoding import EncodedSource, encode_source
+from proxymix.data.sources import configured_source
+from proxymix.errors import UserError
+from proxymix.learners.learner import Learner
+from proxymix.learners.models import load_model, load_tokenizer
+from proxymix.types import Source
+
+
+@dataclass(frozen=True)
+class Case:
+    """One continual run, before anyone has chosen its mixtures."""
+
+    name: str
+    tasks: tuple[SourceConfig, ...]
+    steps_per_stage: tuple[int, ...]
+    """Per task."""
+    seed: int
+    """Of the data stream."""
+    reference_scores: tuple[float, ...] = ()
+    """J of the reference controllers on this very case; for the paired reward."""
+
+
+def draw_cases(curriculum: CurriculumConfig, tuning: TuningConfig, num_cases: int, seed: int, label: str = "case") -> list[Case]:
+    """`num_cases` random orders with random lengths, the same for the same seed.
+
+    A case's tasks come from one builtin world, or from `curriculum.pool`.
+    """
+    from proxymix.data.builtin import random_order
+
+    cases = []
+    for index in range(num_cases):
+        rng = np.random.default_rng([seed, index, len(label)])
+        if curriculum.pool:
+            chosen = rng.permutation(len(curriculum.pool))[: curriculum.num_tasks]
+            tasks = tuple(curriculum.pool[i] for i in chosen)
+        else:
+            order = random_order(rng, curriculum.num_tasks, curriculum.worlds)
+            tasks = tuple(builtin_source(spec) for spec in order)
+        low, high = np.log(curriculum.length_range)
+        factors = np.exp(rng.uniform(low, high, size=len(tasks)))
+        steps = tuple(max(1, round(tuning.steps_per_stage * float(factor))) for factor in factors)
+        cases.append(Case(f"{label}{index}", tasks, steps, int(rng.integers(2**31))))
+    return cases
+
+
+def builtin_source(spec: str) -> SourceConfig:
+    """`"cipher@train-0"` as a source."""
+    task, _, world = spec.partition("@")
+    return SourceConfig(format="builtin", task=task, world=world or None)
+
+
+def sequence_tasks(config: Config) -> tuple[SourceConfig, ...]:
+    """The sequence of the run: a builtin name resolved, or the list as given."""
+    from proxymix.data.builtin import named_sequence
+
+    tasks = config.sequence.tasks
+    return tuple(builtin_source(spec) for spec in named_sequence(tasks)) if isinstance(tasks, str) else tuple(tasks)
+
+
+def load_sources(config: Config) -> list[Source]:
+    """Every source of the configured sequence: anchors, then tasks, with all their splits.
+
+    Raises:
+        UserError: data is missing or malformed, or two sources share a name.
+    """
+    specs = [*config.sequence.anchors, *sequence_tasks(config)]
+    labels = [spec.label for spec in specs]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise UserError(f"sequence: source names must be unique, got {', '.join(repeated)} more than once; give one of them a name")
+    return [configured_source(config, spec) for spec in specs]
+
+
+class CaseBuilder:
+    """Builds runs on one base model; the learner and every encoded source are made once and kept."""
+
+    def __init__(self, config: Config, base_folder: str, implementation: str, *, learner: Learner | None = None) -> None:
+        """Nothing is encoded yet.
+
+        Args:
+            config: of the run.
+            base_folder: holds the model that every run starts from, and its tokenizer.
+            implementation: how that model is loaded.
+            learner: stands at that model; given where it needs more (adapters, precision, ranks), then `implementation` says nothing.
+        """
+        self.config = config
+        self.learner = learner or Learner(load_model(base_folder, implementation), config.tuning)
+        self.tokenizer = load_tokenizer(base_folder)
+        self.source = lru_cache(maxsize=256)(self._source)
+
+    def build(self, case: Case) -> ContinualRun:
+        """A run at its first boundary, the learner back at the base model."""
+        self.learner.restore_base()
+        tasks = [self.source(spec) for spec in case.tasks]
+        return ContinualRun(tasks, self.anchors, self.learner, self.config.tuning, case.seed, steps_per_stage=case.steps_per_stage, name=case.name)
+
+    @property
+    def anchors(self) -> Sequence[EncodedSource]:
+        """The anchors of the configured sequence."""
+        return [self.source(spec) for spec in self.config.sequence.anchors]
+
+    def _source(self, spec: SourceConfig) -> EncodedSource:
+        tuning = self.config.tuning
+        return encode_source(configured_source(self.config, spec), self.tokenizer, tuning.max_length, tuning.validation_size)

@@ -1,0 +1,1 @@
+"""What chooses the mixture: the frozen policy and every baseline, one Protocol (`proxymix.types.Controller`)."""

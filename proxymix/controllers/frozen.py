@@ -1,0 +1,103 @@
+"""The frozen controller: a folder of weights and a card, run on numpy alone.
+
+save_controller(...) → controller.safetensors + controller.json → FrozenController.load(folder).decide(boundary)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from proxymix.artifacts import write_bytes, write_json
+from proxymix.controllers.policy import EquivariantPolicy, FlatPolicy, Parameters, build_policy
+from proxymix.errors import UserError
+from proxymix.observation import CONTEXT_FEATURES, SOURCE_FEATURES, Normalisation
+from proxymix.types import Decision, StageBoundary
+
+SCHEMA_VERSION = 1
+WEIGHTS, CARD = "controller.safetensors", "controller.json"
+
+
+def observation_names(architecture: str) -> list[str]:
+    """Names of what the policy reads, written into the card and checked on loading."""
+    if architecture == "flat":
+        return ["normalised_loss", "normalised_loss_change", "is_current", "progress"]
+    return [f"context.{name}" for name in CONTEXT_FEATURES] + [f"source.{name}" for name in SOURCE_FEATURES]
+
+
+def save_controller(folder: str | Path, parameters: Parameters, *, name: str, architecture: str, facts: Mapping[str, Any]) -> str:
+    """Freezes `parameters` into `folder`, each file written whole or not at all, the card last.
+
+    Args:
+        folder: made if absent.
+        parameters: of a `proxymix.controllers.policy` policy; stored as float32.
+        name: as it stands in tables and answers.
+        architecture: `equivariant` or `flat`.
+        facts: what else the card should tell: training sequences, seed, versions, cost.
+
+    Returns:
+        SHA-256 of the weights file.
+    """
+    weights = save({key: np.ascontiguousarray(value, dtype=np.float32) for key, value in sorted(parameters.items())})
+    digest = hashlib.sha256(weights).hexdigest()
+    card = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "architecture": architecture,
+        "max_sources": build_policy(architecture, parameters).max_sources,
+        "observation": observation_names(architecture),
+        "normalisation": asdict(Normalisation()),
+        "sha256": digest,
+        **facts,
+    }
+    write_bytes(Path(folder) / WEIGHTS, weights)
+    write_json(Path(folder) / CARD, card)
+    return digest
+
+
+class FrozenController:
+    """A trained policy that no longer learns; implements `proxymix.types.Controller`."""
+
+    def __init__(self, policy: EquivariantPolicy | FlatPolicy, card: Mapping[str, Any]) -> None:
+        """Use `load`; this is for policies that were never written down."""
+        self.policy, self.card = policy, card
+        self.name: str = card["name"]
+        self.sha256: str | None = card.get("sha256")
+        self.max_sources = policy.max_sources
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FrozenController:
+        """The controller in `folder`.
+
+        Raises:
+            UserError: a file is missing or unreadable, the weights do not have the card's hash, or the card was made for other observations.
+        """
+        folder = Path(folder)
+        try:
+            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            weights = (folder / WEIGHTS).read_bytes()
+        except (OSError, ValueError) as error:
+            raise UserError(f"controller: cannot read {str(folder)!r} ({error}); run jobs.train_controller first") from error
+        digest = hashlib.sha256(weights).hexdigest()
+        for field, found, expected in (
+            ("schema_version", card.get("schema_version"), SCHEMA_VERSION),
+            ("sha256", digest, card.get("sha256")),
+            ("observation", card.get("observation"), observation_names(str(card.get("architecture")))),
+            ("normalisation", card.get("normalisation"), asdict(Normalisation())),
+        ):
+            if found != expected:
+                raise UserError(f"controller {str(folder)!r}: {field} must be {expected}, got {found}; the folder is damaged or of another version")
+        return cls(build_policy(card["architecture"], load(weights)), card)
+
+    def decide(self, boundary: StageBoundary) -> Decision:
+        """The policy's mean action as mixture weights; deterministic."""
+        action = self.policy.act(self.policy.observe(boundary))
+        weights = self.policy.mixture(action, boundary)
+        return Decision(dict(zip(boundary.names, weights.tolist(), strict=True)), self.name, self.sha256)

@@ -1,0 +1,102 @@
+"""What one target run leaves behind, and how it goes on after being killed.
+
+runs/<name>/target/<method>/seed<k>/
+    decisions.jsonl           every boundary, decision and realised count
+    state/                    the run at its last stage boundary; replaced whole
+    checkpoints/task<k>/      a Hugging Face folder after every task, scored by the evaluation actors
+    done                      present once the run is over
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from proxymix.artifacts import read_jsonl, write_folder, write_json, write_jsonl, write_text
+from proxymix.continual import ContinualRun
+from proxymix.learners.learner import Learner
+from proxymix.learners.models import save_model
+from proxymix.types import StageRecord
+
+
+def record_row(record: StageRecord) -> dict[str, Any]:
+    """A record as it stands in `decisions.jsonl`."""
+    boundary, decision = record.boundary, record.decision
+    return {
+        "request_id": record.request_id,
+        "task_index": boundary.task_index,
+        "stage_index": boundary.stage_index,
+        "num_stages": boundary.num_stages,
+        "sources": [asdict(source) for source in boundary.sources],
+        "weights": dict(decision.weights),
+        "replay_share": record.replay_share,
+        "controller": {"name": decision.controller, "sha256": decision.sha256},
+        "fallback": decision.fallback,
+        "counts": dict(record.counts),
+        "training_loss": record.training_loss,
+        "num_optimizer_steps": record.num_optimizer_steps,
+        "num_tokens": record.num_tokens,
+        "num_validation_tokens": record.num_validation_tokens,
+        "seconds": dict(record.seconds),
+    }
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the target run in `folder` is over."""
+    return (folder / "done").exists()
+
+
+class RunJournal:
+    """Writes a target run's folder; implements `proxymix.continual.Journal`."""
+
+    def __init__(self, folder: Path, learner: Learner, base_folder: Path) -> None:
+        """Args: `base_folder` is where the checkpoints' tokenizer comes from."""
+        self.folder, self.learner, self.base_folder = folder, learner, base_folder
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether this run is over."""
+        return is_finished(self.folder)
+
+    def resume(self, run: ContinualRun) -> bool:
+        """Puts `run` and its learner where the last stage boundary left them; False when there is nothing to go on from."""
+        state = self.folder / "state"
+        if not state.exists():
+            return False
+        progress = json.loads((state / "run.json").read_text())
+        run.load_state_dict(progress["run"])
+        self.learner.load_state_dict(load_file(state / "learner.safetensors"))
+        # A kill between the two writes leaves one row more than the state knows of; that stage is tuned again.
+        self.rows = list(read_jsonl(self.folder / "decisions.jsonl"))[: progress["num_rows"]]
+        return True
+
+    def stage_finished(self, run: ContinualRun, record: StageRecord) -> None:
+        """Appends the decision, then saves the state it led to (after the last stage: nothing, the checkpoint is all)."""
+        self.rows.append(record_row(record))
+        write_jsonl(self.folder / "decisions.jsonl", self.rows)
+        if run.stage_index == 0:
+            # The checkpoint comes before the state: a state that says "task over" must find its checkpoint.
+            self._save_checkpoint(run.task_index - 1)
+        if run.done:
+            return  # `done` takes the place of a last state; a kill before it is written costs one stage.
+
+        def fill(folder: Path) -> None:
+            save_file({k: v.contiguous() for k, v in self.learner.state_dict().items()}, folder / "learner.safetensors")
+            write_json(folder / "run.json", {"run": run.state_dict(), "num_rows": len(self.rows)})
+
+        write_folder(self.folder / "state", fill)
+
+    def task_finished(self, run: ContinualRun, task_index: int) -> None:
+        """Marks the end of the last task."""
+        if run.done:
+            write_text(self.folder / "done", f"{task_index + 1} tasks\n")
+            shutil.rmtree(self.folder / "state", ignore_errors=True)
+
+    def _save_checkpoint(self, task_index: int) -> None:
+        write_folder(self.folder / "checkpoints" / f"task{task_index}", lambda folder: save_model(self.learner.model, self.base_folder, folder))

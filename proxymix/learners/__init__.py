@@ -1,0 +1,1 @@
+"""Language models tuned one stage at a time. The same code serves proxy and target."""

@@ -1,0 +1,145 @@
+"""A Llama decoder with no weight on it: loads and saves ordinary Hugging Face folders, equal to transformers' to 1e-5 in fp32.
+
+Tiny models spend their time in Python and kernel launches, not in arithmetic. This one fuses q/k/v and gate/up, needs no
+attention mask (right padding cannot be seen by a causal model's earlier positions) and is several times faster at proxy sizes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from proxymix.errors import UserError
+
+
+class Layer(nn.Module):
+    """One decoder layer: RMS norm, rotary attention, RMS norm, SwiGLU."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Args: `config` is the content of a Llama `config.json`."""
+        super().__init__()
+        width, inner = config["hidden_size"], config["intermediate_size"]
+        self.num_heads = config["num_attention_heads"]
+        self.num_key_heads = config.get("num_key_value_heads") or self.num_heads
+        self.head_size = config.get("head_dim") or width // self.num_heads
+        self.norm_1, self.norm_2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
+        self.qkv = nn.Parameter(torch.empty((self.num_heads + 2 * self.num_key_heads) * self.head_size, width))
+        self.out = nn.Parameter(torch.empty(width, self.num_heads * self.head_size))
+        self.gate_up, self.down = nn.Parameter(torch.empty(2 * inner, width)), nn.Parameter(torch.empty(width, inner))
+        self.epsilon = config.get("rms_norm_eps", 1e-6)
+
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """`[batch, length, width]` to the same."""
+        batch, length, width = x.shape
+        qkv = F.linear(F.rms_norm(x, (width,), self.norm_1, self.epsilon), self.qkv)
+        heads = qkv.view(batch, length, -1, self.head_size).transpose(1, 2)  # [batch, q+k+v heads, length, head_size]
+        rotated, value = torch.split(heads, [self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
+        first, second = rotated.chunk(2, dim=-1)
+        rotated = rotated * cosine + torch.cat((-second, first), dim=-1) * sine
+        query, key = torch.split(rotated, [self.num_heads, self.num_key_heads], dim=1)
+        grouped = self.num_key_heads != self.num_heads
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        x = x + F.linear(attended.transpose(1, 2).reshape(batch, length, -1), self.out)
+        gate, up = F.linear(F.rms_norm(x, (width,), self.norm_2, self.epsilon), self.gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, self.down)
+
+
+class LeanLlama(nn.Module):
+    """A causal language model: `hidden` gives states, `logits` scores only the positions it is asked for."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Args: `config` is the content of a Llama `config.json`."""
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(config["vocab_size"], config["hidden_size"]))
+        self.layers = [Layer(config) for _ in range(config["num_hidden_layers"])]
+        self.registered_layers = nn.ModuleList(self.layers)  # the same objects; the plain list keeps their type
+        self.norm = nn.Parameter(torch.ones(config["hidden_size"]))
+        self.head = None if config.get("tie_word_embeddings") else nn.Parameter(torch.empty_like(self.embedding))
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Final normalised states, `[batch, length, width]`, of right-padded `input_ids` `[batch, length]`."""
+        x = F.embedding(input_ids, self.embedding)
+        cosine, sine = (table.to(x.dtype) for table in self._rotation(input_ids.shape[1], input_ids.device))
+        for layer in self.layers:
+            x = layer(x, cosine, sine)
+        return F.rms_norm(x, (x.shape[-1],), self.norm, self.config.get("rms_norm_eps", 1e-6))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """`[num_positions, width]` to `[num_positions, vocabulary]`."""
+        return F.linear(states, self.embedding if self.head is None else self.head)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fresh weights, normal with the config's `initializer_range`; norms stay 1."""
+        for name, parameter in self.named_parameters():
+            if "norm" not in name:
+                nn.init.normal_(parameter, std=self.config.get("initializer_range", 0.02), generator=generator)
+
+    def save(self, folder: Path) -> None:
+        """Writes `config.json` and `model.safetensors` under transformers' names."""
+        (folder / "config.json").write_text(json.dumps(self.config, indent=2))
+        tensors = {name: value.detach().contiguous().clone() for name, value in self._to_transformers().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls, folder: Path) -> LeanLlama:
+        """The model in a Hugging Face folder.
+
+        Raises:
+            UserError: not a Llama, or a Llama with parts this decoder does not have.
+        """
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            tensors = load_file(folder / "model.safetensors")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"model: cannot read {str(folder)!r} ({error}); it needs config.json and model.safetensors, or use implementation: transformers"
+            ) from error
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        plain = config.get("model_type") == "llama" and rope.get("rope_type", "default") == "default"
+        if not plain or config.get("attention_bias") or config.get("mlp_bias") or config.get("hidden_act", "silu") != "silu":
+            found = f"{config.get('model_type')!r} in {str(folder)!r}"
+            raise UserError(f"model.implementation: lean needs a plain Llama, got {found}; use implementation: transformers")
+        model = cls(config)
+        views = model._to_transformers()
+        if missing := sorted(views.keys() - tensors.keys()):
+            raise UserError(
+                f"model: {str(folder)!r} must hold every tensor of its config, got none for {', '.join(missing[:3])}; save the model anew"
+            )
+        with torch.no_grad():
+            for name, view in views.items():
+                view.copy_(tensors[name])
+        return model
+
+    def _to_transformers(self) -> dict[str, Tensor]:
+        """Views of the parameters under transformers' names."""
+        names: dict[str, Tensor] = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
+        if self.head is not None:
+            names["lm_head.weight"] = self.head
+        for index, layer in enumerate(self.layers):
+            prefix, size = f"model.layers.{index}.", layer.head_size
+            query, key, value = torch.split(layer.qkv, [layer.num_heads * size, layer.num_key_heads * size, layer.num_key_heads * size])
+            gate, up = layer.gate_up.chunk(2)
+            parts = {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": value, "self_attn.o_proj": layer.out}
+            parts |= {"mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": layer.down}
+            parts |= {"input_layernorm": layer.norm_1, "post_attention_layernorm": layer.norm_2}
+            names |= {f"{prefix}{part}.weight": tensor for part, tensor in parts.items()}
+        return names
+
+    def _rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the rotary embedding, each `[length, head_size]`; kept for the longest length seen."""
+        if self._rotary is None or self._rotary[0].shape[0] < length or self._rotary[0].device != device:
+            rope = self.config.get("rope_parameters") or {}
+            theta = rope.get("rope_theta") or self.config.get("rope_theta") or 10000.0
+            size = self.layers[0].head_size
+            frequencies = theta ** -(torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
+            angles = torch.outer(torch.arange(max(length, 64), device=device, dtype=torch.float32), frequencies).repeat(1, 2)
+            self._rotary = angles.cos(), angles.sin()
+        return self._rotary[0][:length], self._rotary[1][:length]

@@ -1,0 +1,165 @@
+"""The parts of a config that say what is tuned on what: sources, models, schedules. `proxymix.config` puts them together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, docstrings under fields become their descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _from_shorthand(value: Any) -> Any:
+    """`"table_small@heldout-0"` means `{format: builtin, task: table_small, world: heldout-0}`."""
+    if isinstance(value, str):
+        task, _, world = value.partition("@")
+        return {"format": "builtin", "task": task, "world": world or None}
+    return value
+
+
+class SourceConfig(Strict):
+    """Where one source's examples come from. A bare string is a builtin task: `task` or `task@world`."""
+
+    format: Literal["builtin", "jsonl", "cl_benchmark", "trace", "huggingface", "xstest"]
+    """Layout of the data on disk; `builtin` needs no data."""
+    name: str | None = None
+    """Unique name in tables and plots; default: the task or folder name."""
+    task: str | None = None
+    """Builtin task type, or the task's folder for cl_benchmark (`TC/agnews`) and trace."""
+    world: str | None = None
+    """Builtin only: which world's tables, lexica and ciphers."""
+    path: str | None = None
+    """File or folder; relative paths are taken under `data_root`. For huggingface: hub name or local folder."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """huggingface only: maps `prompt`, `response` (or `messages`) to the data set's columns."""
+    completions: str | None = None
+    """xstest only: a completions file beside the prompts, used for the harmless answers."""
+    limit: int | None = Field(default=None, ge=8)
+    """At most this many training rows, drawn with the run's seed."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> SourceConfig:
+        needs = {"builtin": "task", "cl_benchmark": "task", "trace": "task"}.get(self.format, "path")
+        if getattr(self, needs) is None:
+            raise ValueError(f"format {self.format!r} needs {needs!r}")
+        return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @property
+    def label(self) -> str:
+        """The name the source goes by everywhere."""
+        return self.name or Path(self.task or self.path or "").stem
+
+
+SourceSpec = Annotated[SourceConfig, BeforeValidator(_from_shorthand)]
+
+
+class SequenceConfig(Strict):
+    """The stream of domains, and what must not be forgotten meanwhile."""
+
+    tasks: str | list[SourceSpec]
+    """In order; or the name of a builtin sequence, `sharp_shift@heldout-0`."""
+    anchors: list[SourceSpec] = Field(default_factory=lambda: [SourceConfig(format="builtin", task=n) for n in ("safety", "general")])
+    """Behaviours of the base model, visible and replayable from the first task on."""
+
+
+class ModelConfig(Strict):
+    """One causal language model: a preset trained here, or an existing one. Exactly one of `preset`, `path`, `hub`."""
+
+    preset: Literal["nano", "micro", "mini", "small"] | None = None
+    """Llama geometry trained from scratch on the anchors: hidden × layers 32×2, 64×2, 96×3, 128×4."""
+    path: str | None = None
+    """A Hugging Face model folder."""
+    hub: str | None = None
+    """A Hugging Face hub name, downloaded by transformers."""
+    implementation: Literal["lean", "transformers"] = "lean"
+    """`lean`: our own Llama decoder, equal to transformers' and several times faster when tiny. `transformers`: any architecture."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelConfig:
+        given = [k for k in ("preset", "path", "hub") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of preset, path, hub must be given, got {given or 'none'}")
+        return self
+
+
+class PretrainingConfig(Strict):
+    """How presets become base models. Only the anchors and the pre-training worlds are seen."""
+
+    tokenizer: Literal["words", "bpe"] = "words"
+    """`words`: the builtin benchmark's closed vocabulary. `bpe`: byte-level BPE trained on the anchors alone."""
+    vocabulary_size: int = Field(default=2000, ge=259)
+    """Tokens of the bpe tokenizer: 256 bytes, 3 special ones, the rest merges."""
+    num_steps: int = Field(default=2500, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=64, ge=1)
+    """Examples per step."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak, cosine to a tenth."""
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters through peft (transformers implementation only)."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float = Field(default=128.0, gt=0)
+    modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj"])
+
+
+class ProxyConfig(Strict):
+    """The small model the controller is learnt on."""
+
+    model: ModelConfig = ModelConfig(preset="nano")
+
+
+class ParallelismConfig(Strict):
+    """How Ray Train spreads one target run."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Data-parallel workers; must divide tuning.batch_size."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """CPU threads each worker's torch may use."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+
+
+class TargetConfig(Strict):
+    """The large model that is tuned for real."""
+
+    model: ModelConfig = ModelConfig(preset="micro")
+    lora: LoraConfig | None = None
+    """None: full fine-tuning."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    parallelism: ParallelismConfig = ParallelismConfig()
+
+
+class TuningConfig(Strict):
+    """One schedule for the proxy, the target and every baseline."""
+
+    stages_per_task: int = Field(default=4, ge=1)
+    """Decisions per task."""
+    steps_per_stage: int = Field(default=12, ge=1)
+    """δ, optimizer steps with one fixed mixture."""
+    batch_size: int = Field(default=16, ge=1)
+    """Global batch, examples; replay displaces current-task examples."""
+    max_length: int = Field(default=64, ge=4)
+    """Tokens; a longer prompt is cut from the left, an answer never."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak of each task's cosine."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of a task's steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    buffer_size: int = Field(default=64, ge=0)
+    """Examples kept of each task for replay once it is over."""
+    anchor_buffer_size: int = Field(default=256, ge=0)
+    """Examples kept of each anchor, which is broader than a task."""
+    validation_size: int = Field(default=16, ge=2)
+    """Examples of each source whose loss the controller sees."""

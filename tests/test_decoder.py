@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from proxymix.errors import UserError
+from proxymix.learners.decoder import LeanLlama
+
+GEOMETRIES = {
+    "plain": {},
+    "grouped": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    "untied": {"tie_word_embeddings": False},
+    "wide_heads": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 24},
+    "other_theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "rms_norm_eps": 1e-3},
+}
+TOKENS = torch.randint(0, 40, (3, 70), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=GEOMETRIES)
+def folder(request, tmp_path):
+    """A transformers Llama with weights large enough for errors to show."""
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+    }
+    settings |= {"tie_word_embeddings": True, "initializer_range": 0.2, "max_position_embeddings": 128}
+    model = LlamaForCausalLM(LlamaConfig(**settings | GEOMETRIES[request.param]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def theirs(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert type(model) is LlamaForCausalLM
+    return model
+
+
+@torch.no_grad()
+def logits(model):
+    return model.logits(model.hidden(TOKENS)) if isinstance(model, LeanLlama) else model(TOKENS).logits
+
+
+def test_logits_are_those_of_transformers(folder):
+    ours, reference = logits(LeanLlama.load(folder)), logits(theirs(folder))
+    assert reference.abs().max() > 1
+    assert torch.allclose(ours, reference, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_are_those_of_transformers(folder):
+    ours, reference = LeanLlama.load(folder), theirs(folder)
+    ours.logits(ours.hidden(TOKENS)).logsumexp(-1).sum().backward()
+    reference(TOKENS).logits.logsumexp(-1).sum().backward()
+    gradient = reference.get_parameter("model.layers.0.self_attn.q_proj.weight").grad
+    assert torch.allclose(ours.layers[0].qkv.grad[: len(gradient)], gradient, atol=1e-3, rtol=1e-4)
+
+
+def test_round_trip_through_our_folder(folder, tmp_path):
+    first = LeanLlama.load(folder)
+    with torch.no_grad():
+        first.layers[0].qkv.mul_(1.5)
+    (tmp_path / "ours").mkdir()
+    first.save(tmp_path / "ours")
+    assert torch.equal(logits(LeanLlama.load(tmp_path / "ours")), logits(first))
+    assert torch.allclose(logits(theirs(tmp_path / "ours")), logits(first), atol=1e-5, rtol=1e-5)
+
+
+def test_padding_to_the_right_is_not_seen(folder):
+    model = LeanLlama.load(folder)
+    with torch.no_grad():
+        alone, padded = model.hidden(TOKENS[:, :20]), model.hidden(torch.cat([TOKENS[:, :20], torch.zeros(3, 30, dtype=torch.int64)], 1))[:, :20]
+    assert torch.allclose(alone, padded, atol=1e-5)
+
+
+def test_half_precision_runs_in_half_precision(folder):
+    model = LeanLlama.load(folder).to(torch.bfloat16)
+    assert model.hidden(TOKENS).dtype == torch.bfloat16
+    assert torch.allclose(logits(model).float(), logits(LeanLlama.load(folder)), atol=0.6)
+
+
+def test_a_model_that_is_no_llama_is_refused(tmp_path):
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16, n_positions=16)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="lean needs a plain Llama, got 'gpt2'"):
+        LeanLlama.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"hidden_act": "gelu"},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "yarn"}},
+    ],
+)
+def test_a_llama_with_parts_this_decoder_does_not_have_is_refused(folder, part):
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps(config | part))
+    with pytest.raises(UserError, match="use implementation: transformers"):
+        LeanLlama.load(folder)
+
+
+def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(UserError, match=r"got none for model\.layers\.2"):
+        LeanLlama.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        LeanLlama.load(folder)
+    with pytest.raises(UserError, match="cannot read"):
+        LeanLlama.load(tmp_path / "absent")

@@ -1,0 +1,228 @@
+"""The pool of evaluation actors on a real Ray: two engines that agree, checkpoints that appear late, actors that die."""
+
+import os
+import signal
+import time
+import warnings
+
+import pytest
+import torch
+
+from proxymix.artifacts import read_json, target_folder, write_folder
+from proxymix.cases import load_sources
+from proxymix.config import Config
+from proxymix.data.encoding import encode_split, prompt_ids
+from proxymix.errors import UserError
+from proxymix.evaluation.scoring import base_score_path, score_path
+from proxymix.learners.decoder import LeanLlama
+from proxymix.learners.learner import Learner
+from proxymix.learners.models import load_tokenizer, save_model
+from proxymix.learners.pretraining import build_tokenizer, llama_config
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray itself uses what is deprecated.
+    import ray
+
+    from cluster.evaluation import EvaluationPool
+    from cluster.evaluation_actor import ENVIRONMENT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
+
+RUN = ("random_30", 0)
+
+
+def config_with(engine, actors=1):
+    return Config.model_validate(
+        {
+            "name": "pool",
+            "sequence": {"tasks": ["table_small@heldout-0", "reformat@heldout-0"]},
+            "evaluation": {"engine": engine, "actors": actors, "test_size": 24, "kv_cache_mib": 16},
+            "tuning": {"learning_rate": 5e-3},
+        }
+    )
+
+
+CONFIG = config_with("transformers")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return load_sources(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, sources):
+    """Folders of an untuned model and of two that were tuned, for two lengths, on half of the very rows they are asked."""
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = build_tokenizer(CONFIG, ())
+    network = LeanLlama(llama_config("nano", tokenizer, 64))
+    network.initialise(torch.Generator().manual_seed(0))
+    learner = Learner(network, CONFIG.tuning)
+    rows = encode_split([row for source in sources for row in source.test[::2]], tokenizer, 64).batch()
+    (root / "base").mkdir()
+    tokenizer.save_pretrained(root / "base")
+    network.save(root / "base")
+    learner.begin_task(120)
+    for name in ("short", "long"):
+        for _ in range(60):
+            learner.train_step(rows)
+        (root / name).mkdir()
+        save_model(network, root / "base", root / name)
+    return root
+
+
+def put_checkpoint(models, name, run_dir, index, run=RUN):
+    content = models / name
+    folder = target_folder(run_dir, *run) / "checkpoints" / f"task{index}"
+    write_folder(folder, lambda new: [os.link(file, new / file.name) for file in content.iterdir()])
+    return folder
+
+
+def teacher_forced(models, name, sources):
+    tokenizer = load_tokenizer(models / "base")
+    learner = Learner(LeanLlama.load(models / name), CONFIG.tuning)
+    right = learner.accuracies({source.name: encode_split(source.test, tokenizer, 64) for source in sources})
+    return {name: float(rows.double().mean()) for name, rows in right.items()}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_scores_are_those_of_the_learner(cluster, models, sources, tmp_path, engine):
+    constructed = time.monotonic()
+    with EvaluationPool(config_with(engine), str(models / "base"), sources) as pool:
+        assert time.monotonic() - constructed < 2.0  # The engine loads in the background.
+        put_checkpoint(models, "short", tmp_path, 0)
+        pool.start(tmp_path, [RUN])
+        put_checkpoint(models, "long", tmp_path, 1)
+        seen = []
+        pool.finish(lambda done, total: seen.append((done, total)), stall_timeout_s=120)
+    assert seen[-1] == (3, 3)
+    folder = target_folder(tmp_path, *RUN)
+    for name, path, label in (
+        ("base", base_score_path(tmp_path), "base"),
+        ("short", score_path(folder, 0), "task0"),
+        ("long", score_path(folder, 1), "task1"),
+    ):
+        score, expected = read_json(path), teacher_forced(models, name, sources)
+        assert score["checkpoint"] == label
+        assert set(score["seconds"]) == {"reload", "generate"}
+        for source in sources:
+            if source.scorer == "exact_match":
+                assert score["sources"][source.name] == {"accuracy": expected[source.name], "num_rows": len(source.test)}
+        assert score["safety"]["num_unscored"] <= 24
+    assert any(0 < value < 1 for value in expected.values())  # Else equality says little.
+
+
+@ray.remote
+def tokens_of_both_engines(base, checkpoint, config, prompts):
+    from cluster.vllm_engine import VllmGenerator
+    from proxymix.evaluation.generation import TransformersGenerator
+
+    tokenizer, answers, seconds = load_tokenizer(base), [], []
+    for engine in (VllmGenerator, TransformersGenerator):
+        generator = engine(base, config, tokenizer)
+        before = generator.generate(prompts)
+        started = time.perf_counter()
+        generator.load(checkpoint)
+        seconds.append(time.perf_counter() - started)
+        after = generator.generate(prompts)
+        generator.load(base)
+        assert generator.generate(prompts) == before
+        answers.append((before, after))
+    return answers, seconds
+
+
+def test_vllm_gives_transformers_tokens_before_and_after_a_reload(cluster, models, sources):
+    """Tied output layers are the trap: vLLM's own reload left the old one in place on CPU."""
+    tokenizer = load_tokenizer(models / "base")
+    prompts = [prompt_ids(row.prompt, tokenizer) for source in sources for row in source.test]
+    remote = tokens_of_both_engines.options(runtime_env={"env_vars": {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"}})
+    (vllm, transformers), _ = ray.get(remote.remote(str(models / "base"), str(models / "long"), CONFIG, prompts), timeout=120)
+    assert vllm == transformers
+    assert vllm[0] != vllm[1]
+
+
+def test_a_killed_actor_loses_nothing(cluster, models, sources, tmp_path):
+    with EvaluationPool(config_with("transformers", actors=2), str(models / "base"), sources) as pool:
+        runs = [("random_30", seed) for seed in range(3)]
+        for run in runs:
+            put_checkpoint(models, "short", tmp_path, 0, run)
+        pool.start(tmp_path, runs)
+        while not base_score_path(tmp_path).exists():
+            time.sleep(0.02)
+        os.kill(int(read_json(base_score_path(tmp_path))["actor"].partition("/")[2]), signal.SIGKILL)
+        for run in runs:
+            put_checkpoint(models, "long", tmp_path, 1, run)
+        pool.finish(stall_timeout_s=120)
+    scores = [[read_json(score_path(target_folder(tmp_path, *run), index)) for run in runs] for index in (0, 1)]
+    for same in scores:
+        assert all(score["sources"] == same[0]["sources"] for score in same)
+    wait_for_free_cpus(4)
+
+
+def test_a_broken_checkpoint_is_told_and_the_others_are_scored(cluster, models, sources, tmp_path):
+    broken = put_checkpoint(models, "short", tmp_path, 0)
+    (broken / "model.safetensors").unlink()
+    put_checkpoint(models, "long", tmp_path, 1)
+    with EvaluationPool(CONFIG, str(models / "base"), sources) as pool:
+        pool.start(tmp_path, [RUN])
+        with pytest.raises(UserError, match=r"could not score '.*task0' in 3 attempts"):
+            pool.finish(stall_timeout_s=120)
+    folder = target_folder(tmp_path, *RUN)
+    assert not score_path(folder, 0).exists()
+    assert score_path(folder, 1).exists()
+
+
+def test_scored_checkpoints_go_when_only_the_last_is_kept(cluster, models, sources, tmp_path):
+    first, last = (put_checkpoint(models, name, tmp_path, index) for index, name in enumerate(("short", "long")))
+    with EvaluationPool(CONFIG, str(models / "base"), sources, keep_last=True) as pool:
+        pool.start(tmp_path, [RUN])
+        pool.finish(stall_timeout_s=120)
+        deadline = time.monotonic() + 10
+        while first.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert not first.exists()
+    assert last.exists()
+    before = score_path(target_folder(tmp_path, *RUN), 0).read_text()
+    with EvaluationPool(CONFIG, str(models / "base"), sources, keep_last=True) as pool:
+        pool.start(tmp_path, [RUN])
+        pool.finish(stall_timeout_s=120)  # A second time: nothing to do, nothing missed.
+    assert score_path(target_folder(tmp_path, *RUN), 0).read_text() == before
+
+
+def test_an_unusable_base_is_one_clear_message(cluster, sources, tmp_path):
+    with EvaluationPool(CONFIG, str(tmp_path / "nowhere"), sources) as pool:
+        pool.start(tmp_path, [RUN])
+        with pytest.raises(UserError, match="no tokenizer can be loaded from"):
+            pool.finish(stall_timeout_s=60)
+    wait_for_free_cpus(4)
+
+
+def wait_for_free_cpus(number):
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) != number:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.1)
+
+
+@ray.remote(num_cpus=4)
+def hold_all_cpus():
+    time.sleep(600)
+
+
+def test_a_standstill_is_told(cluster, sources, tmp_path):
+    reference = hold_all_cpus.remote()
+    wait_for_free_cpus(0)
+    try:
+        with EvaluationPool(CONFIG, "unused", sources) as pool:
+            pool.start(tmp_path, [RUN])
+            with pytest.raises(UserError, match="no score came for 1 s, 1 to go, next base"):
+                pool.finish(stall_timeout_s=1.0)
+    finally:
+        ray.cancel(reference, force=True)

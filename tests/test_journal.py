@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from proxymix import journal as journal_module
+from proxymix.artifacts import read_jsonl
+from proxymix.continual import run_continual
+from proxymix.controllers.baselines import Ramp
+from proxymix.journal import RunJournal, is_finished
+
+CONTROLLER = Ramp(2.0)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def start(smoke_builder, smoke_case, base_folder, tmp_path):
+    """What every start of the job does: build the run at its beginning, then go on from the journal."""
+
+    def start(folder):
+        run = smoke_builder.build(smoke_case)
+        journal = RunJournal(tmp_path / folder, smoke_builder.learner, Path(base_folder))
+        return run, journal, journal.resume(run)
+
+    return start
+
+
+@pytest.fixture
+def whole(start):
+    run, journal, resumed = start("whole")
+    assert not resumed
+    run_continual(run, CONTROLLER, journal)
+    return journal.folder
+
+
+def rows(folder):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_jsonl(folder / "decisions.jsonl")]
+
+
+def weights(folder, task):
+    return load_file(folder / "checkpoints" / f"task{task}" / "model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_a_finished_run_leaves(whole, smoke_builder):
+    assert is_finished(whole)
+    assert sorted(path.name for path in whole.iterdir()) == ["checkpoints", "decisions.jsonl", "done"]
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["task0", "task1"]
+    model = AutoModelForCausalLM.from_pretrained(whole / "checkpoints" / "task1")
+    tokens = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        ours = smoke_builder.learner.model
+        assert torch.allclose(model(tokens).logits, ours.logits(ours.hidden(tokens)), atol=1e-5)
+    assert len(AutoTokenizer.from_pretrained(whole / "checkpoints" / "task0")) == model.config.vocab_size
+    assert not same(weights(whole, 0), weights(whole, 1))
+
+
+def test_a_row_tells_everything(whole):
+    first, *_, last = read_jsonl(whole / "decisions.jsonl")
+    assert first["request_id"] == "smoke/task0/stage0"
+    assert [(source["name"], source["role"], len(source["losses"])) for source in first["sources"]] == [
+        ("safety", "anchor", 1),
+        ("general", "anchor", 1),
+        ("table_small", "current", 1),
+    ]
+    assert first["controller"] == {"name": "ramp_2", "sha256": None}
+    assert first["replay_share"] == pytest.approx(0.5)
+    assert sum(first["counts"].values()) == 3 * 8
+    assert sum(last["counts"].values()) == 4 * 8
+    assert sum(last["weights"].values()) == pytest.approx(1)
+    assert (last["task_index"], last["stage_index"], last["num_stages"], last["fallback"]) == (1, 1, 2, None)
+    assert set(last["seconds"]) == {"train", "validate", "decide"}
+    json.dumps(last, allow_nan=False)
+
+
+@pytest.mark.parametrize("num_writes", range(10))
+def test_a_run_killed_at_any_write_ends_as_one_that_never_was(start, whole, monkeypatch, num_writes):
+    """Each of the ten atomic writes in turn does not happen: the one before was the last thing the worker did."""
+    left = [num_writes]
+
+    def counted(write):
+        def wrapper(*arguments):
+            if left[0] == 0:
+                raise KilledError
+            left[0] -= 1
+            write(*arguments)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        for name in ("write_jsonl", "write_folder", "write_text"):
+            patch.setattr(journal_module, name, counted(getattr(journal_module, name)))
+        run, journal, _ = start("killed")
+        with pytest.raises(KilledError):
+            run_continual(run, CONTROLLER, journal)
+    run, journal, _ = start("killed")
+    assert not journal.finished
+    assert not run.done
+    run_continual(run, CONTROLLER, journal)
+    assert journal.finished
+    assert rows(journal.folder) == rows(whole)
+    assert all(same(weights(journal.folder, task), weights(whole, task)) for task in (0, 1))
+
+
+def test_resuming_goes_on_and_does_not_start_over(start, whole):
+    run, journal, _ = start("halted")
+    for _ in range(3):
+        decision = CONTROLLER.decide(run.observe())
+        journal.stage_finished(run, run.advance(decision))
+    run, journal, resumed = start("halted")
+    assert resumed
+    assert (run.task_index, run.stage_index, len(journal.rows)) == (1, 1, 3)
+    assert len(run_continual(run, CONTROLLER, journal)) == 1
+    assert rows(journal.folder) == rows(whole)

@@ -1,0 +1,266 @@
+import json
+import logging
+import os
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from fake_tuning import FakeTuning, fake_cases, tiny_config
+
+import cluster.episodic_ppo as cluster_ppo
+from cluster.policy_training import LEARNING_CURVE, freeze_controller, train_policy
+from cluster.reference_runs import with_references
+from cluster.training_checkpoint import CHECKPOINT
+from proxymix.artifacts import read_jsonl
+from proxymix.cases import draw_cases
+from proxymix.config import Config
+from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.policy import initial_parameters
+from proxymix.errors import UserError
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, of its future defaults.
+        ray.init(num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
+    yield
+    ray.shutdown()
+
+
+def train(out, config=None, environment=FakeTuning, on_iteration=lambda row: None):
+    return train_policy(config or tiny_config(), "base", fake_cases(), out, on_iteration, environment)
+
+
+def assert_same(first, second):
+    assert first.parameters.keys() == second.parameters.keys()
+    for name, value in first.parameters.items():
+        np.testing.assert_array_equal(value, second.parameters[name])
+
+
+def timeless(rows):
+    return [{key: value for key, value in row.items() if key not in ("sample_seconds", "learn_seconds", "num_dropped")} for row in rows]
+
+
+class InterruptedTrainingError(Exception):
+    pass
+
+
+class DyingTuning(FakeTuning):
+    """Takes its env runner with it once."""
+
+    def __init__(self, marker, *args):
+        super().__init__(*args)
+        self.marker = marker
+
+    def step(self, action):
+        if self.stage == 3 and self.is_first():
+            self.fail()
+        return super().step(action)
+
+    def is_first(self):
+        try:
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def fail(self):
+        os._exit(1)
+
+
+class HangingTuning(DyingTuning):
+    """Stops answering, once."""
+
+    def fail(self):
+        time.sleep(600)
+
+
+class FaultyTuning(FakeTuning):
+    def step(self, action):
+        raise ValueError("the proxy is out of order")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "exploration", "learning_rate", "num_iterations"),
+    [("equivariant", "per_episode", 0.04, 10), ("flat", "per_episode", 0.003, 10), ("flat", "per_decision", 0.003, 20)],
+)
+def test_learns_to_replay_more_where_that_pays(cluster, tmp_path, architecture, exploration, learning_rate, num_iterations):
+    config = tiny_config(
+        architecture,
+        exploration=exploration,
+        hidden_units=32 if architecture == "flat" else 0,
+        episodes=16 * num_iterations,
+        episodes_per_iteration=16,
+        ppo={"learning_rate": learning_rate},
+    )
+    result = train(tmp_path, config)
+    scores = [row["score_mean"] for row in result.rows]
+    assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.08
+    assert len(result.rows) == num_iterations
+    assert result.cost["episodes"] == 16 * num_iterations
+    assert result.cost["stages"] == 16 * num_iterations * 6
+
+
+def test_minibatches_are_drawn_from_the_seed(cluster, tmp_path):
+    config = tiny_config(ppo={"minibatch_size": 8, "num_epochs": 2})
+    assert_same(train(tmp_path / "a", config), train(tmp_path / "b", config))
+
+
+def test_same_parameters_from_any_number_of_env_runners_and_another_seed_differs(cluster, tmp_path):
+    local = train(tmp_path / "local")
+    remote = train(tmp_path / "remote", tiny_config(num_env_runners=2))
+    assert_same(local, remote)
+    assert timeless(local.rows) == timeless(remote.rows)
+    other = train(tmp_path / "other", tiny_config().model_copy(update={"seed": 6}))
+    assert not np.array_equal(other.parameters["context_gain"], local.parameters["context_gain"])
+
+
+def test_a_resumed_training_ends_like_an_undisturbed_one(cluster, tmp_path):
+    config = tiny_config(episodes=16)
+
+    def interrupt(row):
+        if row["iteration"] == 1:
+            raise InterruptedTrainingError
+
+    whole = train(tmp_path / "whole", config)
+    with pytest.raises(InterruptedTrainingError):
+        train(tmp_path / "parts", config, on_iteration=interrupt)
+    seen = []
+    assert_same(train(tmp_path / "parts", config, on_iteration=seen.append), whole)
+    assert [row["iteration"] for row in seen] == [2, 3]
+    assert timeless(read_jsonl(tmp_path / "parts" / LEARNING_CURVE)) == timeless(whole.rows)
+
+
+def test_an_iteration_whose_checkpoint_was_never_written_is_done_again(cluster, tmp_path):
+    checkpoints = []
+    whole = train(tmp_path, on_iteration=lambda row: checkpoints.append((tmp_path / CHECKPOINT).read_bytes()))
+    (tmp_path / CHECKPOINT).write_bytes(checkpoints[0])
+    again = train(tmp_path)
+    assert_same(again, whole)
+    assert [row["iteration"] for row in again.rows] == [0, 1]
+
+
+def test_a_finished_training_is_not_redone(cluster, tmp_path):
+    result, seen = train(tmp_path), []
+    assert_same(train(tmp_path, environment=FaultyTuning, on_iteration=seen.append), result)
+    assert seen == []
+
+
+def test_a_checkpoint_of_other_settings_is_refused(cluster, tmp_path):
+    train(tmp_path)
+    with pytest.raises(UserError, match="other settings"):
+        train(tmp_path, tiny_config(initial_sigma=0.5))
+
+
+def test_a_dead_env_runner_costs_time_but_no_number(cluster, tmp_path):
+    config = tiny_config(num_env_runners=2)
+    undisturbed = train(tmp_path / "undisturbed", config)
+    disturbed = train(tmp_path / "disturbed", config, partial(DyingTuning, tmp_path / "marker"))
+    assert (tmp_path / "marker").exists()
+    assert_same(disturbed, undisturbed)
+    assert timeless(disturbed.rows) == timeless(undisturbed.rows)
+    assert sum(row["num_dropped"] for row in disturbed.rows) == 2
+    assert sum(row["num_dropped"] for row in undisturbed.rows) == 0
+
+
+def test_a_hanging_env_runner_is_started_afresh(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_ppo, "FIRST_EPISODE_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(cluster_ppo, "MIN_EPISODE_TIMEOUT_S", 3.0)
+    undisturbed = train(tmp_path / "undisturbed")
+    disturbed = train(tmp_path / "disturbed", tiny_config(num_env_runners=1), partial(HangingTuning, tmp_path / "marker"))
+    assert_same(disturbed, undisturbed)
+    assert disturbed.rows[0]["num_dropped"] == 4
+
+
+def test_an_interrupted_training_gives_its_resources_back(cluster, tmp_path):
+    def interrupt(row):
+        raise InterruptedTrainingError
+
+    with pytest.raises(InterruptedTrainingError):
+        train(tmp_path, tiny_config(num_env_runners=2), on_iteration=interrupt)
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == 4
+
+
+def test_a_minibatch_larger_than_the_batch_is_refused(cluster, tmp_path):
+    with pytest.raises(UserError, match=r"minibatch_size: must be at most the 24 decisions"):
+        train(tmp_path, tiny_config(ppo={"minibatch_size": 25}))
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_a_fault_of_the_program_is_told_and_not_repeated(cluster, tmp_path, num_env_runners):
+    with pytest.raises(RuntimeError, match="the proxy is out of order"):
+        train(tmp_path, tiny_config(num_env_runners=num_env_runners), FaultyTuning)
+
+
+def test_the_policy_is_the_mean_over_the_last_iterations(cluster, tmp_path):
+    def mean_of_last(share):
+        return train(tmp_path / str(share), tiny_config(episodes=12, average_last=share)).parameters["context_gain"]
+
+    one = [train(tmp_path / f"one{n}", tiny_config(episodes=4 * n, average_last=0.01)).parameters["context_gain"] for n in (1, 2, 3)]
+    np.testing.assert_allclose(mean_of_last(1.0), np.mean(one, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(mean_of_last(2 / 3), np.mean(one[1:], axis=0), rtol=1e-12)
+
+
+def test_the_frozen_controller_tells_what_it_was_trained_on(cluster, tmp_path):
+    result = train(tmp_path)
+    sha256 = freeze_controller(tiny_config(), result, tmp_path)
+    controller = FrozenController.load(tmp_path)
+    assert controller.sha256 == sha256
+    np.testing.assert_allclose(controller.policy.parameters["context_gain"], result.parameters["context_gain"], rtol=1e-6)
+    card = json.loads((tmp_path / "controller.json").read_text())
+    assert card["training"]["sequences"] == [["copy"] * 3] * 2
+    assert card["training"]["sources"] == ["copy@train-0"]
+    assert card["training_cost"]["episodes"] == 8
+
+
+def smoke_config(cache_root):
+    return Config.model_validate(
+        {
+            "name": "smoke",
+            "cache_root": str(cache_root),
+            "sequence": {"tasks": "sharp_shift@heldout-0"},
+            "pretraining": {"num_steps": 60},
+            "tuning": {"stages_per_task": 2, "steps_per_stage": 8, "batch_size": 8, "buffer_size": 16},
+            "controller": {
+                "episodes": 8,
+                "episodes_per_iteration": 4,
+                "num_env_runners": 2,
+                "max_sources": 6,
+                "curriculum": {"num_tasks": 2, "num_cases": 2},
+            },
+        }
+    )
+
+
+def test_trains_on_a_real_proxy(cluster, tmp_path):
+    from proxymix.learners.pretraining import pretrain_base
+
+    torch.set_num_threads(1)
+    config = smoke_config(tmp_path / "cache")
+    base = pretrain_base(config, config.proxy.model)
+    controller = config.controller
+    cases = draw_cases(controller.curriculum, config.tuning, controller.curriculum.num_cases, config.seed)
+    cases = with_references(config, base, cases, tmp_path)
+    assert all(len(case.reference_scores) == 2 for case in cases)
+    written = (tmp_path / "references.json").stat().st_mtime_ns
+    assert with_references(config, base, cases, tmp_path) == cases
+    assert (tmp_path / "references.json").stat().st_mtime_ns == written
+    first, second = (train_policy(config, base, cases, tmp_path / name, lambda row: None) for name in ("first", "second"))
+    assert_same(first, second)
+    assert timeless(first.rows) == timeless(second.rows)
+    for row, case in zip(first.rows, cases, strict=True):
+        assert row["reward_mean"] == pytest.approx((row["score_mean"] - np.mean(case.reference_scores)) / 0.02, abs=1e-3)
+    initial = initial_parameters("equivariant", 0, 6, np.random.default_rng(0))
+    assert not np.allclose(first.parameters["context_gain"], initial["context_gain"])

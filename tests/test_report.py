@@ -1,0 +1,248 @@
+"""The page stands alone, says what the files say, and is written for a run of any age."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from fake_run import METHODS, TASKS, build_fake_run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxymix.artifacts import read_json, write_json, write_jsonl, write_text
+from proxymix.errors import UserError
+from proxymix.report import write_report
+from proxymix.report.run_data import read_rows, read_run
+from proxymix.report.theme import HUES, NEUTRALS, source_colours, spread
+from proxymix.report.verdict import gate_sentence, verdict
+from proxymix.table import COLUMNS, anchor_columns, cell
+
+SECTIONS = ["table", "mixtures", "losses", "accuracy", "mirroring", "learning", "time", "config"]
+
+
+class Page(HTMLParser):
+    """Sections in order, table cells by `method/metric`, SVG labels, ids, addresses, and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sections, self.cells, self.labels, self.ids, self.addresses, self.words = [], {}, [], [], [], []
+        self._cell = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids += [given["id"]] if "id" in given else []
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "action")]
+        if tag == "section":
+            self.sections.append(given["id"])
+        if tag == "svg":
+            self.labels.append(given["aria-label"])
+        if tag == "td":
+            self._cell = given["data-metric"]
+            self.cells[self._cell] = ""
+
+    def handle_endtag(self, tag):
+        if tag == "td":
+            self._cell = None
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self._cell:
+            self.cells[self._cell] += data
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "fake"
+    build_fake_run(folder)
+    text = write_report(folder).read_text()
+    return folder, text, Page(text)
+
+
+def test_every_section_in_order_and_none_missing(finished):
+    _, text, page = finished
+    assert page.sections == SECTIONS
+    assert "not there yet" not in text.lower()
+
+
+def test_the_page_stands_alone(finished):
+    _, text, page = finished
+    assert page.addresses
+    assert all(address.startswith("#") for address in page.addresses)
+    assert not re.search(r"url\((?!#)|@import|<script|<link", text)
+
+
+def test_ids_are_unique_and_inner_references_resolve(finished):
+    _, text, page = finished
+    assert len(page.ids) == len(set(page.ids))
+    referred = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    assert referred <= set(page.ids)
+
+
+def test_table_shows_what_metrics_json_says(finished):
+    folder, _, page = finished
+    metrics = read_json(folder / "metrics.json")
+    columns = COLUMNS + anchor_columns(metrics)
+    assert len(page.cells) == len(METHODS) * len(columns)
+    for method, row in metrics["methods"].items():
+        for column in columns:
+            assert page.cells[f"{method}/{column.key}"] == " ".join(filter(None, cell(column, row[column.key])))
+
+
+def test_every_figure_is_described_and_saved(finished):
+    folder, _, page = finished
+    plots = sorted((folder / "plots").glob("*.png"))
+    assert len(plots) == len(page.labels) == 3 + 2 * len(METHODS) + 2 + 3 + 2
+    assert all(len(label) > 20 for label in page.labels)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots)
+
+
+def test_figures_follow_light_and_dark(finished):
+    _, text, _ = finished
+    body = text[text.index("<body>") :]
+    assert "var(--ink)" in body
+    assert "#1d2126" not in body
+
+
+def test_fallback_is_told(finished):
+    _, text, _ = finished
+    assert "1 of 60 decisions (hatched) used the declared fallback mixture: controller away: timeout." in text
+
+
+def test_one_run_one_page(tmp_path):
+    folders = [tmp_path / name / "fake" for name in ("first", "second")]
+    for folder in folders:
+        build_fake_run(folder, seeds=(0,), methods=["proxymix"])
+        write_text(folder / "config.yaml", "name: fake\nmethods: [proxymix]\n")
+    first, second = (write_report(folder).read_text() for folder in folders)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("config.yaml", "the resolved configuration"),
+        ("manifest.json", "the manifest"),
+        ("metrics.json", "scores of the methods"),
+        ("mirroring.json", "the mirroring check"),
+        ("events.jsonl", None),
+        ("controller", "the learning curve"),
+        ("target/proxymix", "decisions of ProxyMix"),
+        ("target", "scores of any method"),
+        ("base", None),
+    ],
+)
+def test_survives_what_is_missing(finished, tmp_path, gone, told):
+    folder = tmp_path / "fake"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("random_*", "ramp_*", "seed2", "plots"))
+    path = folder / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = write_report(folder).read_text()
+    assert Page(text).sections == SECTIONS
+    assert told is None or f"Not there yet: {told}" in text
+
+
+def test_an_empty_folder_has_a_page_and_no_folder_has_none(tmp_path):
+    text = write_report(tmp_path).read_text()
+    assert Page(text).sections == SECTIONS
+    assert text.count("Not there yet") == len(SECTIONS) + 2  # the verdict, and the manifest beside the config
+    with pytest.raises(UserError, match="must exist"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_a_run_stopped_in_its_first_stages(tmp_path):
+    folder = tmp_path / "fake"
+    build_fake_run(folder, seeds=(0,), methods=["proxymix", "random_30"])
+    path = folder / "target/proxymix/seed0/decisions.jsonl"
+    rows = read_rows(path)
+    for kept in (0, 1):
+        write_jsonl(path, rows[:kept])
+        write_jsonl(folder / "controller/learning_curve.jsonl", read_rows(folder / "controller/learning_curve.jsonl")[:1])
+        write_report(folder)
+    report = folder / "target/proxymix/seed0/accuracy.json"
+    scored = read_json(report)
+    write_json(report, scored | {"matrix": [scored["matrix"][0]] + [[None] * len(TASKS)] * (len(TASKS) - 1), "base": {}})
+    write_report(folder)
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2')
+    assert read_rows(path) == [{"a": 1}]
+
+
+def test_names_are_escaped(tmp_path):
+    folder = tmp_path / "fake"
+    build_fake_run(folder, seeds=(0,), methods=["proxymix"])
+    hostile = '<img src="http://x">&'
+    for name in ("decisions.jsonl", "accuracy.json"):
+        path = folder / "target/proxymix/seed0" / name
+        path.write_text(path.read_text().replace("table_small", hostile.replace('"', '\\"')))
+    assert "<img" not in write_report(folder).read_text()
+
+
+def _metrics(**methods):
+    def row(pair):
+        values = {"AA": pair, "FGT": [0.1] * len(pair), "NTA": pair, "SS": [None] * len(pair)}
+        return {key: {"mean": None if None in v else sum(v) / len(v), "se": 0.01, "per_seed": v} for key, v in values.items()}
+
+    return {"anchors": [], "methods": {name: row(pair) for name, pair in methods.items()}}
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (
+            {"proxymix": [0.70, 0.72], "random_30": [0.60, 0.63], "no_replay": [0.1, 0.1]},
+            "9.5 ± 0.5 points above the best baseline, Random 30 % (61.5 ± 1.0);",
+        ),
+        ({"proxymix": [0.50, 0.53], "random_30": [0.60, 0.62]}, "9.5 ± 0.5 points below the best baseline"),
+        ({"proxymix": [0.60, 0.70], "random_30": [0.61, 0.64]}, "less than two standard errors apart"),
+        ({"proxymix": [0.60], "random_30": [0.55]}, "on one seed, so the difference has no known error"),
+        ({"proxymix": [0.60, 0.60], "random_30": [0.60, 0.60]}, "level with the best baseline"),
+        ({"proxymix": [0.60, 0.60]}, "no baseline has been scored"),
+        ({"random_30": [0.60, 0.60]}, "ProxyMix has not been scored; the best baseline so far is Random 30 %"),
+        ({"proxymix": [None, None], "random_30": [0.6, 0.6]}, "ProxyMix has not been scored"),
+    ],
+)
+def test_verdict_says_only_what_the_numbers_say(methods, said):
+    sentence = verdict(_metrics(**methods)).replace("\u00a0", " ")
+    assert said in sentence
+    assert "safety" not in sentence
+
+
+def test_gate_in_words():
+    found = {
+        "rho": 0.4,
+        "interval": [0.1, 0.6],
+        "p_value": 0.2,
+        "ceiling": None,
+        "partial_rho": 0.1,
+        "passed": False,
+        "reasons": ["rho is below 0.6"],
+    }
+    assert gate_sentence(found).endswith("The gate is closed: the proxy is no guide to this target. Rho is below 0.6.")
+    assert "The gate is open" in gate_sentence(found | {"passed": True, "ceiling": 0.9, "reasons": []})
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=8), st.floats(0.1, 1))
+def test_labels_never_touch_nor_leave(positions, gap):
+    placed = spread(sorted(positions), gap, 0.0, 10.0)
+    assert all(b - a >= gap - 1e-9 for a, b in pairwise(placed))
+    assert placed[0] >= -1e-9
+    assert placed[-1] <= 10 + 1e-9
+
+
+def test_one_colour_per_source():
+    colours = source_colours(["safety", "general", "third"], [f"task{i}" for i in range(7)])
+    assert [colours["safety"], colours["general"]] == list(NEUTRALS)
+    assert len(set(colours.values())) == 10 == len(NEUTRALS) + len(HUES)
+
+
+def test_run_data_keeps_the_configs_order(finished):
+    data = read_run(finished[0])
+    assert data.methods == METHODS
+    assert data.tasks == TASKS
+    assert data.anchors == ["safety", "general"]
+    assert data.runs[0].task_starts == [0, 48, 96, 144, 192]

@@ -1,0 +1,138 @@
+"""One real Ray Serve deployment of a frozen controller: it answers, refuses, survives a lost replica, and leaves nothing behind."""
+
+import socket
+import statistics
+import time
+import warnings
+
+import httpx
+import numpy as np
+import pytest
+
+from proxymix.config import ServiceConfig
+from proxymix.controllers.baselines import UniformReplay
+from proxymix.controllers.frozen import FrozenController, save_controller
+from proxymix.controllers.policy import initial_parameters
+from proxymix.errors import UserError
+from proxymix.types import SourceReading, StageBoundary
+from services.client import ServiceController, check_reachable
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray Serve itself uses parts of pydantic that are deprecated.
+    import ray
+
+    from services.deployment import deploy, undeploy
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+BOUNDARY = StageBoundary(
+    task_index=2,
+    stage_index=1,
+    num_stages=4,
+    sources=(
+        SourceReading("safety", "anchor", (0.41, 0.45, 0.52), 0.40),
+        SourceReading("code", "past", (1.90, 1.31, 1.58), 1.31),
+        SourceReading("math", "current", (2.20, 1.75)),
+    ),
+)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_listening(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("controller")
+    parameters = initial_parameters("equivariant", 0, 6, np.random.default_rng(0))
+    parameters = {key: value + 0.1 for key, value in parameters.items()}
+    save_controller(folder, parameters, name="served", architecture="equivariant", facts={"seed": 0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def service(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "sesame")
+    return ServiceConfig(port=free_port(), token_env="A_TOKEN")
+
+
+def controller(url, service):
+    return ServiceController(url, service, run="test", fallback=UniformReplay(0.3))
+
+
+def kill_replica():
+    names = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if "SERVE_REPLICA" in actor["name"]]
+    assert len(names) == 1
+    ray.kill(ray.get_actor(**names[0]))
+
+
+def answers_again(client, expected, timeout_s=60.0):
+    deadline = time.monotonic() + timeout_s
+    while client.decide(BOUNDARY) != expected:
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+def test_serves_refuses_recovers_and_leaves_nothing(cluster, folder, service):
+    expected = FrozenController.load(folder).decide(BOUNDARY)
+    url = deploy(folder, service)
+    try:
+        assert check_reachable(url, service).sha256 == expected.sha256
+        assert httpx.get(f"{url}/v1/controller").status_code == 401
+        with controller(url, service) as client:
+            assert client.decide(BOUNDARY) == expected
+            print_latency(client)
+            kill_replica()
+            assert answers_again(client, expected)
+        other_port = service.model_copy(update={"port": free_port()})
+        with pytest.raises(UserError, match=f"already listens on 127.0.0.1:{service.port}"):
+            deploy(folder, other_port)
+        assert deploy(folder, service) == url
+    finally:
+        undeploy()
+    assert not is_listening(service.port)
+
+
+def print_latency(client):
+    milliseconds = []
+    for _ in range(50):
+        start = time.perf_counter()
+        client.decide(BOUNDARY)
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    print(f"decision over HTTP: p50 {statistics.median(milliseconds):.1f} ms")
+
+
+def test_a_taken_port_is_told_before_anything_starts(cluster, folder, service):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", service.port))
+        other.listen()
+        with pytest.raises(UserError, match=rf"service.port: 127.0.0.1:{service.port} is taken"):
+            deploy(folder, service)
+    undeploy()
+    assert not is_listening(service.port)
+
+
+def test_a_broken_folder_is_told_before_anything_starts(tmp_path, service):
+    with pytest.raises(UserError, match="controller"):
+        deploy(tmp_path, service)
+
+
+def test_without_ray_the_remedy_is_told(folder, service, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match="Ray is not connected"):
+        deploy(folder, service)

@@ -1,0 +1,343 @@
+"""The service without Ray: every answer it can give, and that it never gives a 500."""
+
+import asyncio
+import json
+import logging
+import math
+import threading
+from types import MappingProxyType
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.policy import build_policy, initial_parameters
+from proxymix.types import Decision, SourceReading, StageBoundary
+from services.app import build_app
+from services.schemas import DecisionRequest, DecisionResponse
+
+SHA256 = "ab" * 32
+
+
+class LossProportional:
+    """A fake frozen controller: weights in proportion to the last loss, plus one."""
+
+    name, sha256, max_sources = "fake", SHA256, None
+    card = MappingProxyType({"architecture": "equivariant", "seed": 3})
+
+    def decide(self, boundary):
+        losses = {source.name: 1.0 + source.losses[-1] for source in boundary.sources}
+        total = math.fsum(losses.values())
+        return Decision({name: loss / total for name, loss in losses.items()}, self.name, self.sha256)
+
+
+class Changed(LossProportional):
+    """The fake with some attributes replaced."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+
+def example():
+    return {
+        "request_id": "run7/seed0/task2/stage1",
+        "task_index": 2,
+        "stage_index": 1,
+        "num_stages": 4,
+        "sources": [
+            {"name": "safety", "role": "anchor", "reference_loss": 0.40, "losses": [0.41, 0.45, 0.52]},
+            {"name": "code", "role": "past", "reference_loss": 1.31, "losses": [1.90, 1.31, 1.58]},
+            {"name": "math", "role": "current", "losses": [2.20, 1.75]},
+        ],
+    }
+
+
+def client(controller=None, token=None, **limits):
+    return TestClient(build_app(controller or LossProportional(), token=token, **limits), raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def service():
+    return client()
+
+
+def post(service, body, **headers):
+    """`body` as Python's json writes it, NaN and Infinity included."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return service.post("/v1/decisions", content=content, headers={"Content-Type": "application/json", **headers})
+
+
+def test_answers_the_contract(service):
+    answer = post(service, example())
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "weights": pytest.approx({"safety": 1.52 / 6.85, "code": 2.58 / 6.85, "math": 2.75 / 6.85}),
+        "replay_share": pytest.approx(4.10 / 6.85),
+        "controller": {"name": "fake", "sha256": SHA256},
+        "request_id": "run7/seed0/task2/stage1",
+    }
+
+
+def test_request_survives_the_wire():
+    boundary = DecisionRequest.model_validate(example()).to_boundary()
+    assert boundary.current == SourceReading("math", "current", (2.20, 1.75))
+    assert DecisionRequest.from_boundary(boundary, "r").model_dump(exclude_none=True) == {**example(), "request_id": "r"}
+
+
+def changed(path, value):
+    """The example with the value at `path` replaced; `...` removes it."""
+    body = example()
+    *parents, leaf = path
+    node = body
+    for key in parents:
+        node = node[key]
+    if value is ...:
+        del node[leaf]
+    else:
+        node[leaf] = value
+    return body
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (["sources", 0, "losses", 1], math.nan, "sources.0.losses.1"),
+        (["sources", 0, "losses", 1], math.inf, "sources.0.losses.1"),
+        (["sources", 0, "losses", 1], -0.1, "sources.0.losses.1"),
+        (["sources", 0, "losses", 1], "0.4", "sources.0.losses.1"),
+        (["sources", 0, "losses", 1], True, "sources.0.losses.1"),
+        (["sources", 0, "losses", 1], 10**400, "sources.0.losses.1"),
+        (["sources", 0, "losses"], [], "sources.0.losses"),
+        (["sources", 0, "losses"], [0.0] * 10_001, "sources.0.losses"),
+        (["sources", 0, "losses"], ..., "sources.0.losses"),
+        (["sources", 0, "reference_loss"], -math.inf, "sources.0.reference_loss"),
+        (["sources", 0, "reference_loss"], ..., "sources.0.reference_loss"),
+        (["sources", 1, "reference_loss"], None, "sources.1.reference_loss"),
+        (["sources", 2, "reference_loss"], 1.0, "sources.2.reference_loss"),
+        (["sources", 0, "role"], "future", "sources.0.role"),
+        (["sources", 0, "name"], "", "sources.0.name"),
+        (["sources", 0, "name"], "x" * 129, "sources.0.name"),
+        (["sources", 0, "name"], "code", "sources"),
+        (["sources", 0, "name"], "\ud800", "sources.0.name"),
+        (["sources", 2], ..., "sources"),
+        (["sources", 0], {"name": "x", "role": "current", "losses": [1.0]}, "sources"),
+        (["sources"], [], "sources"),
+        (["sources"], {}, "sources"),
+        (["sources", 1, "future_losses"], [1.0], "sources.1.future_losses"),
+        (["next_task"], "law", "next_task"),
+        (["\ud800"], 1, "body"),
+        (["task_index"], -1, "task_index"),
+        (["task_index"], 1.5, "task_index"),
+        (["task_index"], 10**30, "task_index"),
+        (["stage_index"], -1, "stage_index"),
+        (["stage_index"], 4, "num_stages"),
+        (["num_stages"], 0, "num_stages"),
+        (["request_id"], "", "request_id"),
+        (["request_id"], ..., "request_id"),
+    ],
+)
+def test_invalid_request_is_422_naming_the_field(service, path, value, field):
+    answer = post(service, changed(path, value))
+    assert answer.status_code == 422
+    problem = answer.json()
+    assert problem["errors"][0]["field"] == field
+    assert problem["detail"].startswith(field)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b'"x"', b"NaN", b"\xff\xfe", b"[" * 100_000, b'{"task_index": ' + b"9" * 5000 + b"}"])
+def test_body_that_is_no_request_is_refused(service, body):
+    assert post(service, body).status_code in (400, 422)
+
+
+def test_body_without_its_content_type_is_told(service):
+    for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        answer = service.post("/v1/decisions", content=json.dumps(example()), headers=headers)
+        assert (answer.status_code, "Content-Type: application/json" in answer.json()["detail"]) == (422, True)
+
+
+def test_thousands_of_faults_get_a_short_answer(service):
+    answer = post(service, changed(["sources", 0, "losses"], [math.nan] * 5000))
+    assert answer.status_code == 422
+    assert len(answer.content) < 10_000
+
+
+def test_too_many_sources_for_a_flat_controller():
+    assert post(client(Changed(max_sources=3)), example()).status_code == 200
+    answer = post(client(Changed(max_sources=2)), example())
+    assert (answer.status_code, answer.json()["errors"]) == (
+        422,
+        [{"field": "sources", "message": "this controller takes at most 2 sources, got 3"}],
+    )
+    assert post(client(max_sources_per_request=2), example()).status_code == 422
+
+
+def test_large_body_is_413_with_and_without_content_length():
+    service = client(max_body_bytes=1000)
+    assert post(service, example()).status_code == 200
+    large = json.dumps(changed(["request_id"], "x" * 1000)).encode()
+    assert post(service, large).status_code == 413
+    assert service.post("/v1/decisions", content=iter([large[:700], large[700:]])).status_code == 413
+
+
+def test_token_guards_everything_under_v1():
+    service = client(token="sesame")
+    for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": b"Bearer \xff"}, {"Authorization": "Basic x"}):
+        answer = post(service, example(), **header)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert service.get("/v1/controller", headers=header).status_code == 401
+    assert service.get("/healthz").status_code == 200
+    assert post(service, example(), Authorization="Bearer sesame").status_code == 200
+    assert service.get("/v1/controller", headers={"Authorization": "Bearer sesame"}).status_code == 200
+
+
+def test_card_health_docs_and_unknown_paths(service):
+    assert service.get("/v1/controller").json() == {"architecture": "equivariant", "seed": 3, "name": "fake", "sha256": SHA256}
+    assert service.get("/healthz").json() == {"status": "ok"}
+    assert service.get("/docs").status_code == 200
+    assert "DecisionRequest" in service.get("/openapi.json").text
+    assert service.get("/v2").json()["status"] == 404
+    assert service.get("/v1/decisions").status_code == 405
+
+
+def raising(boundary):
+    raise RuntimeError("the secret inside")
+
+
+@pytest.mark.parametrize(
+    "decide",
+    [
+        raising,
+        lambda boundary: Decision({"math": 1.0}, "fake", SHA256),
+        lambda boundary: Decision(dict.fromkeys(boundary.names, 0.5), "fake", SHA256),
+        lambda boundary: Decision({"safety": math.nan, "code": 0.5, "math": 0.5}, "fake", SHA256),
+        lambda boundary: Decision({"safety": -0.5, "code": 0.5, "math": 1.0}, "fake", SHA256),
+        lambda boundary: None,
+    ],
+)
+def test_broken_controller_is_a_logged_503_without_internals(decide, caplog):
+    answer = post(client(Changed(decide=decide)), example())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "secret" not in answer.text
+    assert "run7/seed0/task2/stage1" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_controller_without_hash_is_not_served():
+    with pytest.raises(ValueError, match="has no sha256"):
+        client(Changed(sha256=None))
+
+
+def test_access_log_is_one_json_line_per_request(service, caplog):
+    with caplog.at_level(logging.INFO, logger="services.app"):
+        post(service, changed(["request_id"], 'a"\n'))
+        post(service, changed(["num_stages"], 0))
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "services.app"]
+    assert [(line["status"], line["request_id"], line["path"]) for line in lines] == [(200, 'a"\n', "/v1/decisions"), (422, None, "/v1/decisions")]
+
+
+def test_overload_is_503_with_retry_after_and_passes():
+    entered, release = threading.Semaphore(0), threading.Event()
+
+    def slow(boundary):
+        entered.release()
+        release.wait(10)
+        return LossProportional().decide(boundary)
+
+    async def scenario():
+        transport = httpx.ASGITransport(build_app(Changed(decide=slow), token=None, max_in_flight=2))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            running = [asyncio.create_task(http.post("/v1/decisions", json=example())) for _ in range(2)]
+            for _ in running:
+                assert await asyncio.to_thread(entered.acquire, timeout=10)
+            refused = await http.post("/v1/decisions", json=example())
+            healthy = await http.get("/healthz")
+            release.set()
+            served = [await task for task in running]
+            return refused, healthy, served, await http.post("/v1/decisions", json=example())
+
+    refused, healthy, served, after = asyncio.run(scenario())
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert [answer.status_code for answer in (healthy, *served, after)] == [200, 200, 200, 200]
+
+
+losses = st.floats(0, 1e6)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@st.composite
+def boundaries(draw):
+    labels = draw(st.lists(names, min_size=1, max_size=8, unique=True))
+    current = draw(st.integers(0, len(labels) - 1))
+    readings = [
+        SourceReading(
+            name,
+            "current" if i == current else draw(st.sampled_from(["anchor", "past"])),
+            tuple(draw(st.lists(losses, min_size=1, max_size=5))),
+            None if i == current else draw(losses),
+        )
+        for i, name in enumerate(labels)
+    ]
+    num_stages = draw(st.integers(1, 50))
+    return StageBoundary(draw(st.integers(0, 1000)), draw(st.integers(0, num_stages - 1)), num_stages, tuple(readings))
+
+
+def frozen(architecture):
+    policy = build_policy(architecture, initial_parameters(architecture, 4, 8, np.random.default_rng(0)))
+    return FrozenController(policy, {"name": architecture, "sha256": SHA256})
+
+
+CONTROLLERS = [LossProportional(), frozen("equivariant"), frozen("flat")]
+SERVICES = {controller.name: client(controller) for controller in CONTROLLERS}
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS, ids=list(SERVICES))
+@settings(max_examples=50, deadline=None)
+@given(boundary=boundaries())
+def test_any_boundary_gets_weights_on_the_simplex_over_exactly_its_sources(controller, boundary):
+    service = SERVICES[controller.name]
+    answer = post(service, DecisionRequest.from_boundary(boundary, "r").model_dump_json(exclude_none=True).encode())
+    assert answer.status_code == 200
+    response = DecisionResponse.model_validate_json(answer.content)
+    decision = response.to_decision(boundary)
+    assert tuple(decision.weights) == boundary.names
+    assert math.fsum(decision.weights.values()) == pytest.approx(1.0)
+    assert min(decision.weights.values()) >= 0
+    assert response.replay_share == pytest.approx(1.0 - decision.weights[boundary.current.name])
+    assert decision == controller.decide(boundary)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+paths = st.sampled_from(
+    [[key] for key in example()] + [["sources", i] for i in range(3)] + [["sources", 0, k] for k in example()["sources"][0]] + [["sources", 1, "x"]]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(paths, anything)
+def test_no_body_gets_a_5xx(service, path, value):
+    answer = post(service, changed(path, value))
+    assert answer.status_code in (200, 422)
+    answer.json()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=50))
+def test_no_bytes_get_a_5xx(service, body):
+    assert post(service, body).status_code in (400, 422)
+
+
+def test_a_boundary_outside_the_format_is_refused_before_it_is_sent():
+    boundary = DecisionRequest.model_validate(example()).to_boundary()
+    bad = StageBoundary(0, 0, 1, (SourceReading("math", "current", (math.nan,)), *boundary.sources[:2]))
+    with pytest.raises(ValidationError):
+        DecisionRequest.from_boundary(bad, "r")

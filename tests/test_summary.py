@@ -1,0 +1,144 @@
+"""metrics.json is what the accuracy matrices, the realised counts and the tokens say, and nothing else."""
+
+import io
+import json
+
+import pytest
+from fake_run import BATCH, STEPS, build_fake_run
+from rich.console import Console
+
+from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
+from proxymix.config import validated
+from proxymix.cost import forward_flops, training_flops
+from proxymix.errors import UserError
+from proxymix.metrics import assert_identity
+from proxymix.summary import scores, summarise
+from proxymix.table import COLUMNS, best_methods, cell, metrics_table
+
+REPORT = {
+    "tasks": ["a", "b"],
+    "anchors": ["general"],
+    "matrix": [[0.9, None], [0.6, 0.8]],
+    "anchor_accuracy": {"general": [0.9, 0.7]},
+    "safety": [None, {"refusal_accuracy": 0.8, "benign_compliance": 0.9, "balanced": 0.85, "selectivity": 0.7}],
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "fake"
+    return build_fake_run(folder, seeds=(0, 1), methods=["proxymix", "no_replay", "random_30"]), folder
+
+
+def test_scores_by_hand():
+    values = scores(REPORT)
+    assert {k: values[k] for k in ("AA", "FGT", "NTA", "BWT")} == {"AA": 0.7, "FGT": 0.3, "NTA": 0.85, "BWT": -0.3}
+    assert (values["RA"], values["BC"], values["SS"], values["anchor:general"]) == (0.8, 0.9, 0.7, 0.7)
+
+
+def test_an_unscored_cell_is_unknown_not_zero():
+    values = scores(REPORT | {"matrix": [[0.9, None], [None, 0.8]], "safety": [None, None]})
+    assert [values[k] for k in ("AA", "FGT", "NTA", "BWT", "RA", "SS")] == [None] * 6
+    assert values["anchor:general"] == 0.7
+
+
+def test_mean_error_and_identity_over_seeds(run):
+    config, folder = run
+    metrics = summarise(config, folder)
+    for row in metrics["methods"].values():
+        first, second = row["AA"]["per_seed"]
+        assert row["AA"]["mean"] == pytest.approx((first + second) / 2)
+        assert row["AA"]["se"] == pytest.approx(abs(first - second) / 2)
+        assert_identity({key: row[key]["mean"] for key in ("AA", "NTA", "BWT")}, len(metrics["tasks"]))
+
+
+def test_cost_in_random_replay_runs(run):
+    config, folder = run
+    tokens = [sum(r["num_tokens"] for r in read_jsonl(folder / f"target/{m}/seed0/decisions.jsonl")) for m in ("proxymix", "random_30")]
+    policy = read_json(folder / "controller/controller.json")["training_flops"] / training_flops(110_208, tokens[1])
+    methods = summarise(config, folder)["methods"]
+    assert methods["proxymix"]["policy_cost"]["per_seed"][0] == pytest.approx(policy)
+    assert methods["proxymix"]["total_cost"]["per_seed"][0] == pytest.approx(policy + tokens[0] / tokens[1])
+    assert methods["random_30"]["total_cost"]["per_seed"] == [1.0, 1.0]
+    assert methods["no_replay"]["policy_cost"]["mean"] == 0
+
+
+def test_validation_tokens_cost_a_third_of_training_tokens(run):
+    config, folder = run
+    path = folder / "target/no_replay/seed0/decisions.jsonl"
+    before = summarise(config, folder)["methods"]["no_replay"]["total_cost"]["per_seed"][0]
+    rows = list(read_jsonl(path))
+    write_jsonl(path, [row | {"num_validation_tokens": row["num_tokens"]} for row in rows])
+    assert summarise(config, folder)["methods"]["no_replay"]["total_cost"]["per_seed"][0] == pytest.approx(before * 4 / 3)
+    assert training_flops(7, 5) == 3 * forward_flops(7, 5)
+
+
+def test_costs_are_unknown_without_their_records(run):
+    config, folder = run
+    (folder / "base/target.json").unlink()
+    (folder / "controller/controller.json").unlink()
+    methods = summarise(config, folder)["methods"]
+    assert methods["proxymix"]["policy_cost"]["mean"] is None
+    assert methods["no_replay"]["total_cost"] == {"mean": None, "se": None, "per_seed": [None, None]}
+
+
+def test_replay_share_is_the_realised_one(run):
+    config, folder = run
+    rows = list(read_jsonl(folder / "target/random_30/seed0/decisions.jsonl"))
+    replayed = sum(n for row in rows for s in row["sources"] for n in [row["counts"][s["name"]]] if s["role"] != "current")
+    share = summarise(config, folder)["methods"]["random_30"]["replay_share"]["per_seed"][0]
+    assert share == pytest.approx(replayed / (len(rows) * STEPS * BATCH))
+
+
+def test_a_missing_seed_stays_out_of_the_mean(run):
+    config, folder = run
+    (folder / "target/proxymix/seed0/accuracy.json").unlink()
+    entry = summarise(config, folder)["methods"]["proxymix"]["AA"]
+    assert entry["per_seed"][0] is None
+    assert (entry["mean"], entry["se"]) == (entry["per_seed"][1], None)
+
+
+def test_no_clock_goes_in(run):
+    config, folder = run
+    before = summarise(config, folder)
+    path = folder / "target/proxymix/seed0/decisions.jsonl"
+    write_jsonl(path, [row | {"seconds": {"train": 99.0}} for row in read_jsonl(path)])
+    assert json.dumps(summarise(config, folder)) == json.dumps(before)
+    write_json(folder / "again.json", before)  # holds no NaN
+
+
+def test_nothing_scored_is_a_users_error(tmp_path):
+    config = validated({"name": "empty", "sequence": {"tasks": "style@heldout-0"}}, "test")
+    with pytest.raises(UserError, match=r"accuracy\.json"):
+        summarise(config, tmp_path)
+
+
+def test_best_of_a_column_shares_ties_and_is_silent_without_contrast():
+    metrics = {"methods": {name: {"FGT": {"mean": value, "se": None}} for name, value in (("a", 0.1001), ("b", 0.1), ("c", 0.2), ("d", None))}}
+    assert best_methods(COLUMNS[1], metrics) == {"a", "b"}
+    assert best_methods(COLUMNS[1], {"methods": {"a": {"FGT": {"mean": 0.1}}}}) == set()
+    assert best_methods(COLUMNS[-1], {"methods": {"a": {"total_cost": {"mean": 1}}, "b": {"total_cost": {"mean": 2}}}}) == set()
+
+
+@pytest.mark.parametrize(
+    ("column", "entry", "expected"),
+    [
+        (COLUMNS[0], {"mean": 0.6123, "se": 0.008}, ("61.2", "±0.8")),
+        (COLUMNS[3], {"mean": -0.051, "se": None}, ("−5.1", "")),
+        (COLUMNS[-1], {"mean": 2.4, "se": 0.001}, ("2.40", "")),
+        (COLUMNS[0], {"mean": None, "se": None}, ("–", "")),
+        (COLUMNS[0], None, ("–", "")),
+    ],
+)
+def test_cells(column, entry, expected):
+    assert cell(column, entry) == expected
+
+
+def test_terminal_table_fits_eighty_columns_and_marks_the_best(run):
+    metrics = summarise(*run)
+    console = Console(width=80, record=True, color_system="truecolor", file=io.StringIO())
+    console.print(metrics_table(metrics))
+    text = console.export_text(styles=True)
+    assert "…" not in text
+    best = max(row["NTA"]["mean"] for row in metrics["methods"].values())
+    assert f"\x1b[1;32m{100 * best:.1f}" in text

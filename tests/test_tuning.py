@@ -1,0 +1,220 @@
+"""The target on a real Ray Train: the same numbers for any number of workers, after a kill, and one clear message for a mistake."""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+import warnings
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from proxymix.artifacts import read_jsonl, target_folder
+from proxymix.cases import Case, sequence_tasks
+from proxymix.config import Config
+from proxymix.continual import run_continual
+from proxymix.controllers.baselines import baseline
+from proxymix.errors import UserError
+from proxymix.journal import record_row
+from proxymix.learners.decoder import LeanLlama
+from proxymix.learners.pretraining import build_tokenizer, llama_config
+from proxymix.types import Decision
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray itself uses what is deprecated.
+    import ray
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    from cluster.ranks import Ranks
+    from cluster.tuning import _reason, target_builder, tune_targets, tuning_progress
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
+
+
+def config_with(num_workers=1, **tuning):
+    return Config.model_validate(
+        {
+            "name": "tuned",
+            "sequence": {"tasks": ["table_small@heldout-0", "modular@heldout-0"]},
+            "target": {"parallelism": {"num_workers": num_workers}},
+            "tuning": {"stages_per_task": 2, "steps_per_stage": 4, "batch_size": 8, **tuning},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")  # It asks for a dashboard.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Workers cannot import a test.
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = build_tokenizer(config_with(), ())
+    network = LeanLlama(llama_config("nano", tokenizer, 64))
+    network.initialise(torch.Generator().manual_seed(0))
+    network.save(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+ASSIGNMENTS = [("loss_sensitive", 0), ("random_30", 1)]
+
+
+class LossSensitive:
+    """Its answer hangs on the exact losses, so that a difference between workers would grow."""
+
+    name = "loss_sensitive"
+
+    def decide(self, boundary):
+        losses = [source.losses[-1] for source in boundary.sources]
+        return Decision({name: loss / math.fsum(losses) for name, loss in zip(boundary.names, losses, strict=True)}, self.name)
+
+
+def choose(method, seed):
+    return LossSensitive() if method == "loss_sensitive" else baseline(method)
+
+
+def rows_of(run_dir, method, seed):
+    return list(read_jsonl(target_folder(run_dir, method, seed) / "decisions.jsonl"))
+
+
+def without_seconds(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def expected_rows(config, base, method, seed):
+    """The same run in this process, without Ray."""
+    tasks = sequence_tasks(config)
+    case = Case(f"tuned/{method}/seed{seed}", tasks, (config.tuning.steps_per_stage,) * len(tasks), seed)
+    run = target_builder(config, str(base)).build(case)
+    return json.loads(json.dumps([record_row(record) for record in run_continual(run, choose(method, seed))]))
+
+
+def flattened(value):
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in flattened(value[key])]
+    return [leaf for item in value for leaf in flattened(item)] if isinstance(value, list) else [value]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, base, tmp_path_factory):
+    """The run folder of two workers that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    tune_targets(config_with(2), ASSIGNMENTS, base_folder=str(base), run_dir=str(run_dir), controller_for=choose, name="tuned")
+    return run_dir
+
+
+def test_two_workers_give_the_run_of_one_process(base, undisturbed):
+    for method, seed in ASSIGNMENTS:
+        expected, rows = without_seconds(expected_rows(config_with(), base, method, seed)), without_seconds(rows_of(undisturbed, method, seed))
+        assert [row["counts"] for row in rows] == [row["counts"] for row in expected]
+        for left, right in zip(flattened(rows), flattened(expected), strict=True):
+            assert left == (pytest.approx(right, rel=1e-4) if isinstance(right, float) else right)
+        folder = target_folder(undisturbed, method, seed)
+        assert LeanLlama.load(folder / "checkpoints" / "task1").config["hidden_size"] == 32
+        assert rows[0]["request_id"] == f"tuned/{method}/seed{seed}/task0/stage0"
+
+
+def test_what_is_finished_is_not_started_again(base, undisturbed):
+    assert tuning_progress(config_with(), undisturbed, ASSIGNMENTS) == (8, 8)
+    before = {path: path.read_bytes() for path in undisturbed.rglob("decisions.jsonl")}
+    started = time.perf_counter()
+    tune_targets(config_with(2), ASSIGNMENTS, base_folder=str(base), run_dir=str(undisturbed), controller_for=choose, name="tuned")
+    assert time.perf_counter() - started < 1  # Not even Train is.
+    assert before == {path: path.read_bytes() for path in before}
+
+
+class Deadly:
+    """A rule whose worker is killed, once, in the middle of the second task."""
+
+    name = "loss_sensitive"
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    def decide(self, boundary):
+        if boundary.task_index == 1 and boundary.stage_index == 1 and not self.flag.exists():
+            self.flag.write_text("died here")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return LossSensitive().decide(boundary)
+
+
+def choose_deadly(flag, method, seed):
+    return Deadly(flag)
+
+
+def test_a_killed_worker_changes_no_number(cluster, base, tmp_path, undisturbed):
+    flag, choose_once_deadly = tmp_path / "flag", partial(choose_deadly, tmp_path / "flag")
+    tune_targets(config_with(2), ASSIGNMENTS[:1], base_folder=str(base), run_dir=str(tmp_path), controller_for=choose_once_deadly, name="tuned")
+    assert flag.exists()
+    assert without_seconds(rows_of(tmp_path, *ASSIGNMENTS[0])) == without_seconds(rows_of(undisturbed, *ASSIGNMENTS[0]))
+    weights = [target_folder(run_dir, *ASSIGNMENTS[0]) / "checkpoints" / "task1" / "model.safetensors" for run_dir in (tmp_path, undisturbed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def refuse_random(method, seed):
+    if method.startswith("random"):
+        raise UserError("service.url: nobody answers; start it")
+    return choose(method, seed)
+
+
+def test_a_mistake_is_one_message_and_the_next_call_goes_on(cluster, base, tmp_path):
+    with pytest.raises(UserError, match=r"^service.url: nobody answers; start it$"):
+        tune_targets(config_with(), ASSIGNMENTS, base_folder=str(base), run_dir=str(tmp_path), controller_for=refuse_random, name="tuned")
+    assert tuning_progress(config_with(), tmp_path, ASSIGNMENTS) == (4, 8)
+    tune_targets(config_with(), ASSIGNMENTS, base_folder=str(base), run_dir=str(tmp_path), controller_for=choose, name="tuned")
+    assert tuning_progress(config_with(), tmp_path, ASSIGNMENTS) == (8, 8)
+
+
+def test_a_loss_that_explodes_is_told(cluster, base, tmp_path):
+    config = config_with(2, learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(UserError, match=r"^target run tuned/random_30/seed0: loss became .*lower tuning.learning_rate$"):
+        tune_targets(config, [("random_30", 0)], base_folder=str(base), run_dir=str(tmp_path), controller_for=choose, name="tuned")
+
+
+def test_a_fault_that_stays_is_told_in_its_last_line():
+    trace = "Traceback (most recent call last):\n  …\nRuntimeError: a wire is loose\n"
+    assert (
+        _reason(WorkerGroupError("all of it", {1: RuntimeError(trace)})) == "the workers failed 4 times, lastly with: RuntimeError: a wire is loose"
+    )
+    assert _reason(ControllerError(RuntimeError("no room"))) == "Ray Train stopped: no room"
+
+
+def one_rank(rank, store, results):
+    """What two bare processes say to each other, without Ray."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    ranks, said = Ranks(rank, 2), {}
+    tensor = torch.tensor([1.0 + rank])
+    ranks.reduce(tensor)
+    said["sum"] = tensor.item()
+    said["first"] = ranks.from_first(lambda: f"from {rank}")
+    said["together"] = ranks.together(lambda: rank)
+    for name, faulty in (("together", 1), ("from_first", 0)):
+        try:
+            getattr(ranks, name)(partial(fail_on, faulty, rank))
+        except UserError as error:
+            said[f"fault {name}"] = str(error)
+    (results / str(rank)).write_text(json.dumps(said))
+    dist.destroy_process_group()
+
+
+def fail_on(faulty, rank):
+    if rank == faulty:
+        raise UserError(f"no data on {rank}")
+
+
+def test_ranks_agree_and_fail_together(tmp_path):
+    torch.multiprocessing.start_processes(one_rank, args=(str(tmp_path / "store"), tmp_path), nprocs=2, start_method="spawn")
+    said = [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
+    shared = {"sum": 3.0, "first": "from 0", "fault together": "no data on 1", "fault from_first": "no data on 0"}
+    assert said == [{**shared, "together": rank} for rank in (0, 1)]
