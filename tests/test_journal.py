@@ -1,4 +1,5 @@
 import json
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,8 @@ def test_a_row_tells_everything(whole):
     json.dumps(last, allow_nan=False)
 
 
-@pytest.mark.parametrize("num_writes", range(10))
-def test_a_run_killed_at_any_write_ends_as_one_that_never_was(start, whole, monkeypatch, num_writes):
-    """Each of the ten atomic writes in turn does not happen: the one before was the last thing the worker did."""
+def killed_after(num_writes, patch):
+    """The journal's next `num_writes` atomic writes happen, the one after them kills the worker."""
     left = [num_writes]
 
     def counted(write):
@@ -96,19 +96,28 @@ def test_a_run_killed_at_any_write_ends_as_one_that_never_was(start, whole, monk
 
         return wrapper
 
-    with monkeypatch.context() as patch:
-        for name in ("write_jsonl", "write_folder", "write_text"):
-            patch.setattr(journal_module, name, counted(getattr(journal_module, name)))
-        run, journal, _ = start("killed")
-        with pytest.raises(KilledError):
-            run_continual(run, CONTROLLER, journal)
-    run, journal, _ = start("killed")
-    assert not journal.finished
-    assert not run.done
-    run_continual(run, CONTROLLER, journal)
-    assert journal.finished
-    assert rows(journal.folder) == rows(whole)
-    assert all(same(weights(journal.folder, task), weights(whole, task)) for task in (0, 1))
+    for name in ("write_jsonl", "write_folder", "write_text"):
+        patch.setattr(journal_module, name, counted(getattr(journal_module, name)))
+
+
+def test_a_run_killed_before_any_write_ends_as_one_that_never_was(start, whole, monkeypatch):
+    for num_writes in count():
+        folder = f"killed{num_writes}"
+        with monkeypatch.context() as patch:
+            killed_after(num_writes, patch)
+            run, journal, _ = start(folder)
+            try:
+                run_continual(run, CONTROLLER, journal)
+            except KilledError:
+                pass
+            else:
+                break  # every write has been the missing one once
+        run, journal, _ = start(folder)
+        run_continual(run, CONTROLLER, journal)
+        assert journal.finished
+        assert rows(journal.folder) == rows(whole)
+        assert all(same(weights(journal.folder, task), weights(whole, task)) for task in (0, 1))
+    assert num_writes == 4 + 2 + 3 + 1  # decisions, checkpoints, states, done
 
 
 def test_resuming_goes_on_and_does_not_start_over(start, whole):

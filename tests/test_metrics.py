@@ -24,8 +24,8 @@ def test_metrics_by_hand():
     assert metrics["FGT"] == pytest.approx(((0.8 - 0.5) + (0.9 - 0.7)) / 2)  # .8: the best of the first task, not its first score
 
 
-def test_forgetting_does_not_look_at_the_last_row():
-    """A task that is best at the very end is not forgotten: the drop is cut at 0, it is not measured from the end."""
+def test_a_task_that_is_best_at_the_very_end_is_not_forgotten():
+    """The best is sought before the last row and a rise is cut at 0, never counted as negative forgetting."""
     metrics = continual_metrics([[0.3, 0.0], [0.9, 0.5]])
     assert metrics["FGT"] == 0
     assert metrics["BWT"] == pytest.approx(0.6)
