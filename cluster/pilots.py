@@ -12,6 +12,7 @@ import numpy as np
 import ray
 import torch
 
+from cluster.tuning import target_builder
 from proxymix.cases import Case, CaseBuilder
 from proxymix.config import Config, ModelConfig
 from proxymix.continual import ContinualRun, run_continual
@@ -71,20 +72,21 @@ def run_pilots(config: Config, folders: tuple[str, str], cases: Sequence[Case], 
     plan = [(case, seed) for case in cases for seed in range(config.transfer.num_seeds)]
     waiting = [_pilot.remote(config, which, folders[which], replace(case, seed=case.seed + seed)) for case, seed in plan for which in (0, 1)]
     _wait(waiting, lambda: progress(len(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]), len(waiting)))
-    matrices = ray.get(waiting)
+    matrices = dict(zip([(case.name, seed, which) for case, seed in plan for which in (0, 1)], ray.get(waiting), strict=True))
     pilots = []
-    for index, (case, seed) in enumerate(plan):
-        proxy, target = (relative_forgetting(matrix) for matrix in matrices[2 * index : 2 * index + 2])
-        known = _known_pairs(*matrices[2 * index : 2 * index + 2])
-        pilots.append(Pilot(case.name, seed, proxy[known, 2], target[known, 2], proxy[known, 0]))
+    for case, seed in plan:
+        # The same pairs for every seed of a sequence, so that seeds can be compared with each other.
+        known = _known_pairs([matrix for key, matrix in matrices.items() if key[0] == case.name], len(config.sequence.anchors))
+        proxy, target = (relative_forgetting(matrices[case.name, seed, which])[known] for which in (0, 1))
+        pilots.append(Pilot(case.name, seed, proxy[:, 2], target[:, 2], proxy[:, 0]))
     return pilots
 
 
 @ray.remote(num_cpus=1, max_retries=2)
 def _pilot(config: Config, which: int, folder: str, case: Case) -> np.ndarray:
     torch.set_num_threads(1)
-    model = (config.proxy, config.target)[which].model
-    run = CaseBuilder(config, folder, model.implementation).build(case)
+    builder = target_builder(config, folder) if which else CaseBuilder(config, folder, config.proxy.model.implementation)
+    run = builder.build(case)
     rows = _AccuracyRows(run)
     run_continual(run, UniformReplay(config.transfer.replay_share), rows)
     return rows.matrix()
@@ -113,14 +115,14 @@ class _AccuracyRows:
         return np.array([base] * anchors + after)
 
 
-def _known_pairs(*matrices: np.ndarray, floor: float = 0.2) -> np.ndarray:
-    """Which rows of `relative_forgetting` belong to a task that every model had learnt to at least `floor`.
+def _known_pairs(matrices: Sequence[np.ndarray], num_anchors: int, floor: float = 0.2) -> np.ndarray:
+    """Which rows of `relative_forgetting` say something about forgetting, bool `[num_pairs]`.
 
-    What was never known cannot be forgotten: its φ is noise over a small number.
+    What was never known cannot be forgotten: its φ is noise over a small number. And before the first task nothing has been forgotten.
     """
     learnt = np.min([np.diag(matrix) for matrix in matrices], axis=0) >= floor
-    tasks = relative_forgetting(matrices[0])[:, 1].astype(int)
-    return np.asarray(learnt[tasks])
+    gaps, tasks, _ = relative_forgetting(matrices[0]).T.astype(int)
+    return np.asarray(learnt[tasks] & (tasks + gaps >= num_anchors))
 
 
 def _wait(waiting: Sequence[ray.ObjectRef], tick: Callable[[], None]) -> None:

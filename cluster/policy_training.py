@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 
 from cluster.episodic_ppo import EpisodePlan, EpisodicPPO, build_algorithm
 from cluster.policy_modules import parameters_of
-from cluster.reference_runs import proxy_facts
+from cluster.reference_runs import References, proxy_facts
 from cluster.training_checkpoint import load_state, save_state
 from proxymix.artifacts import read_jsonl, write_jsonl
 from proxymix.cases import Case
 from proxymix.config import Config
 from proxymix.controllers.frozen import save_controller
+from proxymix.cost import forward_flops, training_flops
 from proxymix.env import ContinualTuningEnv
 
 LEARNING_CURVE = "learning_curve.jsonl"
@@ -53,10 +54,12 @@ class TrainingResult:
 
     @property
     def cost(self) -> dict[str, float]:
-        """Proxy runs, stages tuned in them and seconds, repeated episodes not counted."""
+        """Proxy runs, stages and tokens tuned in them and seconds, repeated episodes not counted."""
         return {
             "episodes": sum(row["episodes"] for row in self.rows),
             "stages": sum(row["stages"] for row in self.rows),
+            "tokens": sum(row["num_tokens"] for row in self.rows),
+            "validation_tokens": sum(row["num_validation_tokens"] for row in self.rows),
             "seconds": round(sum(row["sample_seconds"] + row["learn_seconds"] for row in self.rows), 3),
         }
 
@@ -104,13 +107,27 @@ def train_policy(
     return TrainingResult(state.mean_parameters(), rows, tuple(cases))
 
 
-def freeze_controller(config: Config, result: TrainingResult, out: Path) -> str:
-    """Writes the frozen controller into `out` with what it was trained on; returns the SHA-256 of its weights."""
+def freeze_controller(config: Config, result: TrainingResult, references: References, num_parameters: int, out: Path) -> str:
+    """Writes the frozen controller into `out` with what it was trained on and what that cost.
+
+    Args:
+        config: of the run.
+        result: of `train_policy`.
+        references: the cases' reference runs; they are part of the cost.
+        num_parameters: of the proxy.
+        out: folder of the controller.
+
+    Returns:
+        SHA-256 of the weights.
+    """
+    cost = result.cost
     facts = {
         "training": {"sequences": [[task.label for task in case.tasks] for case in result.cases], "sources": _sources(result.cases)},
         "seed": config.seed,
         "versions": {name: importlib.metadata.version(name) for name in ("proxymix", "ray", "torch", "numpy")},
-        "training_cost": result.cost,
+        "training_cost": cost,
+        "training_flops": training_flops(num_parameters, int(cost["tokens"]) + references.num_tokens)
+        + forward_flops(num_parameters, int(cost["validation_tokens"]) + references.num_validation_tokens),
     }
     return save_controller(out, result.parameters, name="proxymix", architecture=config.controller.architecture, facts=facts)
 
@@ -132,6 +149,8 @@ def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iter
         "score_sd": float(np.std(scores)),
         "reference_mean": float(np.mean(case.reference_scores)) if case.reference_scores else None,
         "reward_mean": float(np.mean(outcome.returns)),
+        "num_tokens": sum(info.get("num_tokens", 0) for info in outcome.infos),
+        "num_validation_tokens": sum(info.get("num_validation_tokens", 0) for info in outcome.infos),
         "replay_share_mean": float(np.mean([info["replay_share"] for info in outcome.infos])),
         "sigma_mean": float(algorithm.module().sigma.mean()),
         "num_dropped": outcome.num_dropped,

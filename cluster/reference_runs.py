@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,39 +29,58 @@ TIMEOUT_S = 4 * 3600.0
 """For one case; a worker that dies is noticed at once and its case is run again."""
 
 
+@dataclass(frozen=True)
+class References:
+    """Cases that know what simple schedules reach on them, and what finding out cost."""
+
+    cases: tuple[Case, ...]
+    num_tokens: int = 0
+    """Trained on, over all reference runs."""
+    num_validation_tokens: int = 0
+
+
 def with_references(
     config: Config, base_folder: str, cases: Sequence[Case], out: Path, progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[Case]:
+) -> References:
     """`cases` with J of the reference controllers; as they are when the reward does not need them.
 
     Runs as many cases at a time as there are env runners. Finished ones are kept in `out/references.json`, keyed by all that decides them.
     """
     if config.controller.reward.kind != "paired":
-        return list(cases)
+        return References(tuple(cases))
     path = out / "references.json"
-    scores: dict[str, list[float]] = read_json(path) or {}
-    missing = [case for case in cases if _key(config, base_folder, case) not in scores]
+    known: dict[str, dict[str, Any]] = read_json(path) or {}
+    keys = [_key(config, base_folder, case) for case in cases]
+    missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
     at_once = max(1, config.controller.num_env_runners)
     for start in range(0, len(missing), at_once):
         group = missing[start : start + at_once]
-        answers = ray.get([_reference_scores.remote(config, base_folder, case) for case in group], timeout=TIMEOUT_S)
-        scores |= {_key(config, base_folder, case): answer for case, answer in zip(group, answers, strict=True)}
-        write_json(path, scores)
+        answers = ray.get([_reference_runs.remote(config, base_folder, case) for _, case in group], timeout=TIMEOUT_S)
+        known |= {key: answer for (key, _), answer in zip(group, answers, strict=True)}
+        write_json(path, known)
         progress(start + len(group), len(missing))
-    return [replace(case, reference_scores=tuple(scores[_key(config, base_folder, case)])) for case in cases]
+    return References(
+        tuple(replace(case, reference_scores=tuple(known[key]["scores"])) for key, case in zip(keys, cases, strict=True)),
+        sum(known[key]["num_tokens"] for key in keys),
+        sum(known[key]["num_validation_tokens"] for key in keys),
+    )
 
 
 @ray.remote(num_cpus=1, max_retries=3)
-def _reference_scores(config: Config, base_folder: str, case: Case) -> list[float]:
-    """J of each reference controller."""
+def _reference_runs(config: Config, base_folder: str, case: Case) -> dict[str, Any]:
+    """J of each reference controller, and the tokens they took."""
     torch.set_num_threads(1)
     builder = CaseBuilder(config, base_folder, config.proxy.model.implementation)
-    scores = []
+    scores, records = [], []
     for method in REFERENCES:
         run = builder.build(case)
-        run_continual(run, baseline(method))
+        records += run_continual(run, baseline(method))
         scores.append(final_score(run.validation_accuracies()))
-    return scores
+    return {
+        "scores": scores,
+        "num_tokens": sum(record.num_tokens for record in records),
+        "num_validation_tokens": sum(record.num_validation_tokens for record in records),
+    }
 
 
 def proxy_facts(config: Config, base_folder: str) -> dict[str, Any]:

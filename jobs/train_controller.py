@@ -19,12 +19,16 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
         cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.seed)
         with run.phase("train_controller"):
             with run.progress("reference runs") as update:
-                cases = with_references(config, proxy_base, cases, folder, update)
+                references = with_references(config, proxy_base, cases, folder, update)
             with run.progress("controller (proxy episodes)") as update:
                 result = train_policy(
-                    config, proxy_base, cases, folder, lambda row: update((row["iteration"] + 1) * row["episodes"], config.controller.episodes)
+                    config,
+                    proxy_base,
+                    references.cases,
+                    folder,
+                    lambda row: update((row["iteration"] + 1) * row["episodes"], config.controller.episodes),
                 )
-            freeze_controller(config, result, folder)
+            freeze_controller(config, result, references, run.read("base/proxy.json")["num_parameters"], folder)
     controller = FrozenController.load(folder)
     run.say(f"controller {controller.name} frozen, sha256 {str(controller.sha256)[:12]}…")
     return controller

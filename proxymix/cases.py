@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from zlib import crc32
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def draw_cases(curriculum: CurriculumConfig, tuning: TuningConfig, num_cases: in
 
     cases = []
     for index in range(num_cases):
-        rng = np.random.default_rng([seed, index, len(label)])
+        rng = np.random.default_rng([seed, index, crc32(label.encode())])
         if curriculum.pool:
             chosen = rng.permutation(len(curriculum.pool))[: curriculum.num_tasks]
             tasks = tuple(curriculum.pool[i] for i in chosen)

@@ -8,7 +8,7 @@ An unknown key, a wrong type or a value out of range is one message that names t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -100,6 +100,10 @@ class ResourcesConfig(Strict):
     """Refuse to start with less free memory than this."""
 
 
+Method = Annotated[str, Field(pattern=r"^(proxymix|no_replay|random_\d+(\.\d+)?|ramp_\d+(\.\d+)?)$")]
+"""`proxymix`, `no_replay`, `random_<percent>` or `ramp_<c>`."""
+
+
 class Config(Strict):
     """One run."""
 
@@ -108,7 +112,7 @@ class Config(Strict):
     """Seed of the controller's training and of everything shared."""
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     """Target seeds; every method runs with each."""
-    methods: list[str] = Field(default_factory=lambda: ["proxymix", "no_replay", "random_10", "random_30", "random_50"], min_length=1)
+    methods: list[Method] = Field(default_factory=lambda: ["proxymix", "no_replay", "random_10", "random_30", "random_50"], min_length=1)
     """Rows of the table."""
     data_root: str | None = None
     """Folder that relative source paths start from."""

@@ -14,7 +14,7 @@ from fake_tuning import FakeTuning, fake_cases, tiny_config
 
 import cluster.episodic_ppo as cluster_ppo
 from cluster.policy_training import LEARNING_CURVE, freeze_controller, train_policy
-from cluster.reference_runs import with_references
+from cluster.reference_runs import References, with_references
 from cluster.training_checkpoint import CHECKPOINT
 from proxymix.artifacts import read_jsonl
 from proxymix.cases import draw_cases
@@ -215,14 +215,17 @@ def test_the_policy_is_the_mean_over_the_last_iterations(cluster, tmp_path):
 
 def test_the_frozen_controller_tells_what_it_was_trained_on(cluster, tmp_path):
     result = train(tmp_path)
-    sha256 = freeze_controller(tiny_config(), result, tmp_path)
+    references = References(result.cases, num_tokens=1000, num_validation_tokens=100)
+    sha256 = freeze_controller(tiny_config(), result, references, 7, tmp_path)
     controller = FrozenController.load(tmp_path)
     assert controller.sha256 == sha256
     np.testing.assert_allclose(controller.policy.parameters["context_gain"], result.parameters["context_gain"], rtol=1e-6)
     card = json.loads((tmp_path / "controller.json").read_text())
     assert card["training"]["sequences"] == [["copy"] * 3] * 2
     assert card["training"]["sources"] == ["copy@train-0"]
-    assert card["training_cost"]["episodes"] == 8
+    cost = card["training_cost"]
+    assert cost["episodes"] == 8
+    assert card["training_flops"] == 7 * (6 * (cost["tokens"] + 1000) + 2 * (cost["validation_tokens"] + 100))
 
 
 def smoke_config(cache_root):
@@ -252,10 +255,12 @@ def test_trains_on_a_real_proxy(cluster, tmp_path):
     base = pretrain_base(config, config.proxy.model)
     controller = config.controller
     cases = draw_cases(controller.curriculum, config.tuning, controller.curriculum.num_cases, config.seed)
-    cases = with_references(config, base, cases, tmp_path)
+    references = with_references(config, base, cases, tmp_path)
+    cases = references.cases
+    assert references.num_tokens > 0
     assert all(len(case.reference_scores) == 2 for case in cases)
     written = (tmp_path / "references.json").stat().st_mtime_ns
-    assert with_references(config, base, cases, tmp_path) == cases
+    assert with_references(config, base, cases, tmp_path) == references
     assert (tmp_path / "references.json").stat().st_mtime_ns == written
     first, second = (train_policy(config, base, cases, tmp_path / name, lambda row: None) for name in ("first", "second"))
     assert_same(first, second)

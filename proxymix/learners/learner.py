@@ -16,6 +16,9 @@ from proxymix.config import TuningConfig
 from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, stack
 from proxymix.learners.models import LanguageModel
 
+EVALUATION_ROWS = 256
+"""Rows that are validated at a time; bounds the memory of a large model's probes."""
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; raised before the optimizer touched the weights."""
@@ -124,10 +127,14 @@ class Learner:
     @torch.no_grad()
     def _evaluate(self, probes: Mapping[str, EncodedSplit]) -> dict[str, tuple[float, Tensor]]:
         batch, owners = stack(list(probes.values()))
-        losses, rows, right = (values.cpu() for values in self._token_losses(batch))
-        totals = torch.zeros(len(probes), dtype=torch.float64).index_add_(0, owners[rows], losses.double())
-        counts = torch.bincount(owners[rows], minlength=len(probes))
-        exact = torch.bincount(rows[~right], minlength=len(owners)) == 0
+        totals, counts = torch.zeros(len(probes), dtype=torch.float64), torch.zeros(len(probes), dtype=torch.float64)
+        exact = torch.ones(len(owners), dtype=torch.bool)
+        for start in range(0, len(owners), EVALUATION_ROWS):
+            part = slice(start, start + EVALUATION_ROWS)
+            losses, rows, right = (values.cpu() for values in self._token_losses(Batch(batch.input_ids[part], batch.labels[part])))
+            totals.index_add_(0, owners[part][rows], losses.double())
+            counts.index_add_(0, owners[part][rows], torch.ones_like(losses, dtype=torch.float64))
+            exact[start + rows[~right]] = False
         return {name: (float(totals[i] / counts[i]), exact[owners == i]) for i, name in enumerate(probes)}
 
 
