@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import ray
 import torch
 
+from cluster.tasks import run_tasks
 from cluster.tuning import target_builder
 from proxymix.cases import Case, CaseBuilder
 from proxymix.config import Config, ModelConfig
@@ -46,9 +48,8 @@ class Tally:
 def pretrain_bases(config: Config, models: Sequence[ModelConfig], progress: Progress) -> list[str]:
     """Folders of the base models, in order; those that are cached cost nothing."""
     tally = Tally.remote()
-    waiting = [_pretrain.remote(config, model, tally, f"{index}") for index, model in enumerate(models)]
-    _wait(waiting, lambda: progress(*ray.get(tally.read.remote())))
-    return list(ray.get(waiting))
+    submissions = [partial(_pretrain.remote, config, model, tally, str(index)) for index, model in enumerate(models)]
+    return run_tasks(submissions, len(models), lambda *_: progress(*ray.get(tally.read.remote())))
 
 
 @ray.remote(num_cpus=1, max_retries=2)
@@ -70,9 +71,10 @@ def run_pilots(config: Config, folders: tuple[str, str], cases: Sequence[Case], 
         One Pilot per (case, seed).
     """
     plan = [(case, seed) for case in cases for seed in range(config.transfer.num_seeds)]
-    waiting = [_pilot.remote(config, which, folders[which], replace(case, seed=case.seed + seed)) for case, seed in plan for which in (0, 1)]
-    _wait(waiting, lambda: progress(len(ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]), len(waiting)))
-    matrices = dict(zip([(case.name, seed, which) for case, seed in plan for which in (0, 1)], ray.get(waiting), strict=True))
+    keys = [(case, seed, which) for case, seed in plan for which in (0, 1)]
+    submissions = [partial(_pilot.remote, config, which, folders[which], replace(case, seed=case.seed + seed)) for case, seed, which in keys]
+    results = run_tasks(submissions, max(1, config.controller.num_env_runners), progress)
+    matrices = {(case.name, seed, which): matrix for (case, seed, which), matrix in zip(keys, results, strict=True)}
     pilots = []
     for case, seed in plan:
         # The same pairs for every seed of a sequence, so that seeds can be compared with each other.
@@ -123,12 +125,3 @@ def _known_pairs(matrices: Sequence[np.ndarray], num_anchors: int, floor: float 
     learnt = np.min([np.diag(matrix) for matrix in matrices], axis=0) >= floor
     gaps, tasks, _ = relative_forgetting(matrices[0]).T.astype(int)
     return np.asarray(learnt[tasks] & (tasks + gaps >= num_anchors))
-
-
-def _wait(waiting: Sequence[ray.ObjectRef], tick: Callable[[], None]) -> None:
-    remaining = list(waiting)
-    while remaining:
-        done, remaining = ray.wait(remaining, num_returns=len(remaining), timeout=0.5)
-        for reference in done:
-            ray.get(reference)
-        tick()

@@ -9,12 +9,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
+from cluster.tasks import run_tasks
 from proxymix.artifacts import read_json, write_json
 from proxymix.cases import Case, CaseBuilder
 from proxymix.config import Config
@@ -24,9 +26,6 @@ from proxymix.reward import final_score
 
 REFERENCES = ("ramp_10", "random_20")
 """Two, because the mean of two is a steadier yardstick than either."""
-
-TIMEOUT_S = 4 * 3600.0
-"""For one case; a worker that dies is noticed at once and its case is run again."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,13 @@ def with_references(
     known: dict[str, dict[str, Any]] = read_json(path) or {}
     keys = [_key(config, base_folder, case) for case in cases]
     missing = [(key, case) for key, case in zip(keys, cases, strict=True) if key not in known]
-    at_once = max(1, config.controller.num_env_runners)
-    for start in range(0, len(missing), at_once):
-        group = missing[start : start + at_once]
-        answers = ray.get([_reference_runs.remote(config, base_folder, case) for _, case in group], timeout=TIMEOUT_S)
-        known |= {key: answer for (key, _), answer in zip(group, answers, strict=True)}
+
+    def keep(index: int, answer: dict[str, Any]) -> None:
+        known[missing[index][0]] = answer
         write_json(path, known)
-        progress(start + len(group), len(missing))
+
+    submissions = [partial(_reference_runs.remote, config, base_folder, case) for _, case in missing]
+    run_tasks(submissions, max(1, config.controller.num_env_runners), progress, keep)
     return References(
         tuple(replace(case, reference_scores=tuple(known[key]["scores"])) for key, case in zip(keys, cases, strict=True)),
         sum(known[key]["num_tokens"] for key in keys),

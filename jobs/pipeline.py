@@ -12,7 +12,7 @@ from jobs.evaluate import evaluate, is_complete, show_table
 from jobs.pretrain_base import pretrain_base
 from jobs.report import report
 from jobs.run import Run
-from jobs.serve_controller import serving
+from jobs.serve_controller import check_service, serving
 from jobs.train_controller import train_controller
 from jobs.tune_target import PROXYMIX, prepared_gate, tune_target
 from proxymix.cases import load_sources
@@ -26,6 +26,8 @@ def pipeline(run: Run) -> None:
         return report(run)
     sources = load_sources(config)  # Bad data stops here, before anything has started.
     with ray_session(config):
+        if PROXYMIX in config.methods:
+            check_service(run)
         run.say(f"run {run.folder}  ·  Ray dashboard {dashboard_url() or 'off'}")
         bases = pretrain_base(run)
         with EvaluationPool(config, bases[1], sources) as pool:  # Its engines start while the controller is being learnt.

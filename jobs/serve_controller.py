@@ -9,20 +9,29 @@ from contextlib import contextmanager
 from cluster.session import ray_session
 from jobs.entry import launch
 from jobs.run import Run
-from services.client import check_reachable
-from services.deployment import deploy, undeploy
+from services.client import bearer_token, check_reachable
+from services.deployment import claim_port, deploy, undeploy
+
+
+def check_service(run: Run) -> None:
+    """What would stop the run at its first decision stops it now.
+
+    Raises:
+        UserError: the given service does not answer, the token is missing, or the port is taken.
+    """
+    service = run.config.service
+    if service.url is not None:
+        check_reachable(service.url, service)
+    else:
+        bearer_token(service)
+        claim_port(service)
 
 
 @contextmanager
 def serving(run: Run) -> Iterator[str]:
-    """The address the controller answers at: `service.url`, or a deployment that lives as long as this context.
-
-    Raises:
-        UserError: the given service does not answer, or the port is taken.
-    """
+    """The address the controller answers at: `service.url`, or a deployment that lives as long as this context."""
     service, app_name = run.config.service, f"proxymix-{run.config.name}"
     if service.url is not None:
-        check_reachable(service.url, service)
         yield service.url
         return
     with run.phase("serve_controller"):
@@ -36,10 +45,17 @@ def serving(run: Run) -> Iterator[str]:
 
 def job(run: Run) -> None:
     """Stand-alone: serve the run's controller."""
-    with ray_session(run.config), serving(run) as url:
-        run.say(f"{url}/docs  ·  Ctrl-C to stop")
-        while True:
-            time.sleep(3600)
+    with ray_session(run.config):
+        check_service(run)
+        with serving(run) as url:
+            serve_forever(run, url)
+
+
+def serve_forever(run: Run, url: str) -> None:
+    """Until Ctrl-C."""
+    run.say(f"{url}/docs  ·  Ctrl-C to stop")
+    while True:
+        time.sleep(3600)
 
 
 if __name__ == "__main__":

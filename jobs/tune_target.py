@@ -15,7 +15,7 @@ from jobs.check_mirroring import check_mirroring
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
-from jobs.serve_controller import serving
+from jobs.serve_controller import check_service, serving
 from jobs.train_controller import train_controller
 from proxymix.cases import load_sources
 from proxymix.config import Config
@@ -76,6 +76,8 @@ def job(run: Run) -> None:
     config = run.config
     sources = load_sources(config)
     with ray_session(config):
+        if PROXYMIX in config.methods:
+            check_service(run)
         bases = pretrain_base(run)
         gate = prepared_gate(check_mirroring(run, bases)) if PROXYMIX in config.methods else None
         served = PROXYMIX in config.methods and gate is None

@@ -50,7 +50,7 @@ def deploy(controller_dir: str | Path, service: ServiceConfig, app_name: str = "
     token = bearer_token(service)
     if not ray.is_initialized():
         raise UserError("service: Ray is not connected; start or join a cluster before deploying")
-    _claim_port(service)
+    claim_port(service)
     deadline = time.monotonic() + timeout_s
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
@@ -114,8 +114,12 @@ def _deployment(folder: Path, num_replicas: int, token: str | None) -> serve.Dep
     )
 
 
-def _claim_port(service: ServiceConfig) -> None:
-    """Refuse a port that is not ours to use: Serve itself would start, and then answer nowhere."""
+def claim_port(service: ServiceConfig) -> None:
+    """Refuse a port that is not ours to use: Serve itself would start, and then answer nowhere.
+
+    Raises:
+        UserError: another program, or a Serve of this cluster on another address, is in the way.
+    """
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
         running = client.http_config

@@ -1,0 +1,48 @@
+"""Ray tasks, a few at a time: as many as there are cores for, in worker processes that are used again.
+
+Logical CPUs may outnumber the cores, and every fresh worker process pays seconds of imports; so what may run at once is said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import ray
+
+T = TypeVar("T")
+
+POLL_S = 0.5
+
+
+def run_tasks(
+    submissions: Sequence[Callable[[], ray.ObjectRef]],
+    at_once: int,
+    progress: Callable[[int, int], None],
+    done: Callable[[int, T], None] | None = None,
+) -> list[T]:
+    """Results of all submissions, in their order.
+
+    Args:
+        submissions: each submits one task.
+        at_once: tasks that may run side by side.
+        progress: called with (done, total), now and then.
+        done: called with each result's index and value as it comes.
+
+    Raises:
+        The first task's error; Ray has retried lost workers by then.
+    """
+    results: dict[int, T] = {}
+    running: dict[ray.ObjectRef, int] = {}
+    waiting = list(range(len(submissions)))
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            index = waiting.pop(0)
+            running[submissions[index]()] = index
+        for reference in ray.wait(list(running), timeout=POLL_S)[0]:
+            index = running.pop(reference)
+            results[index] = ray.get(reference)
+            if done is not None:
+                done(index, results[index])
+        progress(len(results), len(submissions))
+    return [results[index] for index in range(len(submissions))]
