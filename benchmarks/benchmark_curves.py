@@ -22,6 +22,8 @@ from proxymix.cases import Case, CaseBuilder, draw_cases
 from proxymix.config import Config, load_config
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import baseline
+from proxymix.learners.learner import Learner
+from proxymix.learners.models import load_model
 from proxymix.learners.pretraining import pretrain_base
 
 METHODS = ["no_replay", "random_5", "random_10", "random_20", "random_30", "random_40", "random_50", "random_70", "ramp_10"]
@@ -49,7 +51,8 @@ def main() -> None:
 
 def _measure(config: Config, which: str, case: Case) -> dict[str, dict[str, float]]:
     model = getattr(config, which).model
-    builder = CaseBuilder(config, pretrain_base(config, model), "lean")
+    base = pretrain_base(config, model)
+    builder = CaseBuilder(config, base, Learner(load_model(base, "lean"), config.tuning))
     return {method: _score(builder, case, method) for method in METHODS}
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from proxymix.cases import Case, CaseBuilder, draw_cases
+from proxymix.cases import Case, draw_cases, proxy_builder
 from proxymix.config import Config, load_config
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import baseline, uniform_decision
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _search(config: Config, case: Case, evaluations: int) -> dict[str, object]:
-    builder = CaseBuilder(config, pretrain_base(config, config.proxy.model), "lean")
+    builder = proxy_builder(config, pretrain_base(config, config.proxy.model))
 
     def score(controller: Controller) -> float:
         run = builder.build(case)

@@ -13,9 +13,9 @@ import numpy as np
 import ray
 import torch
 
-from cluster.tasks import run_tasks
+from cluster.tasks import kept_builder, run_tasks
 from cluster.tuning import target_builder
-from proxymix.cases import Case, CaseBuilder
+from proxymix.cases import Case, proxy_builder
 from proxymix.config import Config, ModelConfig
 from proxymix.continual import ContinualRun, run_continual
 from proxymix.controllers.baselines import UniformReplay
@@ -86,9 +86,7 @@ def run_pilots(config: Config, folders: tuple[str, str], cases: Sequence[Case], 
 
 @ray.remote(num_cpus=1, max_retries=2)
 def _pilot(config: Config, which: int, folder: str, case: Case) -> np.ndarray:
-    torch.set_num_threads(1)
-    builder = target_builder(config, folder) if which else CaseBuilder(config, folder, config.proxy.model.implementation)
-    run = builder.build(case)
+    run = kept_builder((proxy_builder, target_builder)[which], config.model_dump_json(), folder).build(case)
     rows = _AccuracyRows(run)
     run_continual(run, UniformReplay(config.transfer.replay_share), rows)
     return rows.matrix()

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
-from cluster.tasks import run_tasks
+from cluster.tasks import kept_builder, run_tasks
 from proxymix.artifacts import read_json, write_json
-from proxymix.cases import Case, CaseBuilder
+from proxymix.cases import Case, proxy_builder
 from proxymix.config import Config
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import baseline
@@ -68,8 +67,7 @@ def with_references(
 @ray.remote(num_cpus=1, max_retries=3)
 def _reference_runs(config: Config, base_folder: str, case: Case) -> dict[str, Any]:
     """J of each reference controller, and the tokens they took."""
-    torch.set_num_threads(1)
-    builder = CaseBuilder(config, base_folder, config.proxy.model.implementation)
+    builder = kept_builder(proxy_builder, config.model_dump_json(), base_folder)
     scores, records = [], []
     for method in REFERENCES:
         run = builder.build(case)

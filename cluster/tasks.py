@@ -6,13 +6,25 @@ Logical CPUs may outnumber the cores, and every fresh worker process pays second
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import ray
+import torch
+
+from proxymix.cases import CaseBuilder
+from proxymix.config import Config
 
 T = TypeVar("T")
 
 POLL_S = 0.5
+
+
+@lru_cache(maxsize=2)
+def kept_builder(make: Callable[[Config, str], CaseBuilder], config_json: str, folder: str) -> CaseBuilder:
+    """`make(config, folder)`, kept for the life of the worker process: model, tokenizer and data are loaded once for many cases."""
+    torch.set_num_threads(1)
+    return make(Config.model_validate_json(config_json), folder)
 
 
 def run_tasks(

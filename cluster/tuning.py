@@ -161,4 +161,4 @@ def target_builder(config: Config, base_folder: str, ranks: Ranks = SINGLE) -> C
     if target.parallelism.use_gpu:
         model = model.to(ray.train.torch.get_device())
     learner = Learner(model, config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=ranks.reduce)
-    return CaseBuilder(config, base_folder, target.model.implementation, learner=learner)
+    return CaseBuilder(config, base_folder, learner)

@@ -90,17 +90,15 @@ def load_sources(config: Config) -> list[Source]:
 class CaseBuilder:
     """Builds runs on one base model; the learner and every encoded source are made once and kept."""
 
-    def __init__(self, config: Config, base_folder: str, implementation: str, *, learner: Learner | None = None) -> None:
+    def __init__(self, config: Config, base_folder: str, learner: Learner) -> None:
         """Nothing is encoded yet.
 
         Args:
             config: of the run.
             base_folder: holds the model that every run starts from, and its tokenizer.
-            implementation: how that model is loaded.
-            learner: stands at that model; given where it needs more (adapters, precision, ranks), then `implementation` says nothing.
+            learner: stands at that model.
         """
-        self.config = config
-        self.learner = learner or Learner(load_model(base_folder, implementation), config.tuning)
+        self.config, self.learner = config, learner
         self.tokenizer = load_tokenizer(base_folder)
         self.source = lru_cache(maxsize=256)(self._source)
 
@@ -118,3 +116,8 @@ class CaseBuilder:
     def _source(self, spec: SourceConfig) -> EncodedSource:
         tuning = self.config.tuning
         return encode_source(configured_source(self.config, spec), self.tokenizer, tuning.max_length, tuning.validation_size)
+
+
+def proxy_builder(config: Config, base_folder: str) -> CaseBuilder:
+    """Builds runs of the proxy (the target's builder knows of ranks and devices: `cluster.tuning.target_builder`)."""
+    return CaseBuilder(config, base_folder, Learner(load_model(base_folder, config.proxy.model.implementation), config.tuning))

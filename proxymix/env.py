@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from proxymix.cases import Case, CaseBuilder
+from proxymix.cases import Case, proxy_builder
 from proxymix.config import Config
 from proxymix.continual import ContinualRun
 from proxymix.controllers.policy import build_policy, initial_parameters
@@ -39,7 +39,7 @@ class ContinualTuningEnv(gymnasium.Env[Observation, Observation]):
         controller = config.controller
         parameters = initial_parameters(controller.architecture, controller.hidden_units, controller.max_sources, np.random.default_rng(0))
         self.policy = build_policy(controller.architecture, parameters, slots=controller.max_sources)
-        self.builder = CaseBuilder(config, base_folder, config.proxy.model.implementation)
+        self.builder = proxy_builder(config, base_folder)
         size = len(self._padded(self.policy.observe(_EXAMPLE)))
         self.observation_space = gymnasium.spaces.Box(-100.0, 100.0, (size,), np.float32)
         self.action_space = gymnasium.spaces.Box(-ACTION_BOUND, ACTION_BOUND, (controller.max_sources,), np.float32)

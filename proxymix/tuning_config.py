@@ -145,7 +145,7 @@ class TuningConfig(Strict):
 
     stages_per_task: int = Field(default=4, ge=1)
     """Decisions per task."""
-    steps_per_stage: int = Field(default=12, ge=1)
+    steps_per_stage: int = Field(default=8, ge=1)
     """δ, optimizer steps with one fixed mixture."""
     batch_size: int = Field(default=16, ge=1)
     """Global batch, examples; replay displaces current-task examples."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from proxymix.cases import Case, CaseBuilder, sequence_tasks
+from proxymix.cases import Case, proxy_builder, sequence_tasks
 from proxymix.config import validated
 from proxymix.learners import pretraining
 
@@ -40,7 +40,7 @@ def base_folder(smoke_config):
 @pytest.fixture(scope="session")
 def smoke_builder(smoke_config, base_folder):
     """Builds runs on the base model; `build` puts the one learner back to it."""
-    return CaseBuilder(smoke_config, base_folder, "lean")
+    return proxy_builder(smoke_config, base_folder)
 
 
 @pytest.fixture(scope="session")
