@@ -33,7 +33,7 @@ check: setup ## format, lint, types
 	$(PY) -m mypy
 
 bench: setup ## the benchmarks, each prints ratios of two things run in turn
-	for file in benchmarks/*.py; do $(PY) $$file || exit 1; done
+	for file in benchmarks/*.py; do $(PY) $$file --config configs/demo.yaml || exit 1; done
 
 lock: ## recompile the pinned lists (needs uv)
 	uv pip compile -q requirements/cpu.in --overrides requirements/overrides.txt --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/cpu.txt

@@ -79,6 +79,8 @@ class Answer:
     episodes: dict[int, SingleAgentEpisode]
     metrics: dict[str, Any]
     slowest_s: float = 0.0
+    mistake: str | None = None
+    """The message of a UserError."""
     failure: str | None = None
     """A traceback: a fault of the program, which running the episode again would only repeat."""
 
@@ -182,6 +184,8 @@ class EpisodicPPO(PPO):
 
     def _accept(self, answers: Sequence[Answer]) -> dict[int, SingleAgentEpisode]:
         for answer in answers:
+            if answer.mistake is not None:
+                raise UserError(answer.mistake)
             if answer.failure is not None:
                 raise RuntimeError(f"controller training: an episode failed on env runner {answer.runner}\n{answer.failure}")
         self.slowest_s = max([self.slowest_s, *(answer.slowest_s for answer in answers)])
@@ -200,6 +204,8 @@ def run_episodes(runner: SingleAgentEnvRunner, weights: Any, plan: EpisodePlan, 
             (episodes[index],) = runner.sample(num_episodes=1)
             slowest = max(slowest, time.perf_counter() - started)
         return Answer(runner.worker_index, episodes, runner.get_metrics(), slowest)
+    except UserError as error:
+        return Answer(runner.worker_index, {}, {}, mistake=str(error))
     except Exception:
         # RLlib would restart the runner and keep the reason to itself.
         return Answer(runner.worker_index, {}, {}, failure=traceback.format_exc())

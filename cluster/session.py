@@ -85,16 +85,18 @@ def _check_memory(config: Config) -> None:
 
 
 def _check_cpus(config: Config) -> None:
-    needed = max(config.controller.num_env_runners + 1, config.target.parallelism.num_workers + config.evaluation.actors + 2)
+    actors, workers = config.evaluation.actors, config.target.parallelism.num_workers
+    # Evaluation actors are there from the start; beside them the env runners (or as many pilots), later Train's workers and the service.
+    needed = actors + max(config.controller.num_env_runners, workers + 1, 2) + 1
     have = int(ray.cluster_resources().get("CPU", 0))
     if have < needed:
         raise UserError(
             f"resources.logical_cpus: the job needs {needed} Ray CPUs (env runners, workers, evaluation actors, service), got {have}; "
             "raise it (it may exceed the cores) or start the cluster with more --num-cpus"
         )
-    if config.target.parallelism.use_gpu and ray.cluster_resources().get("GPU", 0) < config.target.parallelism.num_workers:
-        found = ray.cluster_resources().get("GPU", 0)
-        raise UserError(f"target.parallelism.use_gpu: needs {config.target.parallelism.num_workers} GPUs, got {found:g}; set it to false or add some")
+    gpus = workers + actors if config.target.parallelism.use_gpu else 0
+    if (found := ray.cluster_resources().get("GPU", 0)) < gpus:
+        raise UserError(f"target.parallelism.use_gpu: needs {gpus} GPUs (workers and evaluation actors), got {found:g}; set it to false or add some")
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -5,19 +5,23 @@ Logical CPUs may outnumber the cores, and every fresh worker process pays second
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from proxymix.cases import CaseBuilder
 from proxymix.config import Config
+from proxymix.errors import UserError
 
 T = TypeVar("T")
 
 POLL_S = 0.5
+STALL_TIMEOUT_S = 4 * 3600.0
 
 
 @lru_cache(maxsize=2)
@@ -42,19 +46,34 @@ def run_tasks(
         done: called with each result's index and value as it comes.
 
     Raises:
-        The first task's error; Ray has retried lost workers by then.
+        UserError: a task's, as it was raised there; or no task ended for `STALL_TIMEOUT_S`.
+        RayError: any other failure; Ray has retried lost workers by then.
     """
     results: dict[int, T] = {}
     running: dict[ray.ObjectRef, int] = {}
     waiting = list(range(len(submissions)))
+    last_end = time.monotonic()
     while waiting or running:
+        if time.monotonic() - last_end > STALL_TIMEOUT_S:
+            raise UserError(
+                f"resources: no task ended for {STALL_TIMEOUT_S:.0f} s, {len(running)} wait or run; is the cluster full? see the Ray dashboard"
+            )
         while waiting and len(running) < at_once:
             index = waiting.pop(0)
             running[submissions[index]()] = index
         for reference in ray.wait(list(running), timeout=POLL_S)[0]:
-            index = running.pop(reference)
-            results[index] = ray.get(reference)
+            index, last_end = running.pop(reference), time.monotonic()
+            results[index] = _result(reference)
             if done is not None:
                 done(index, results[index])
         progress(len(results), len(submissions))
     return [results[index] for index in range(len(submissions))]
+
+
+def _result(reference: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None  # The message alone, without the worker's traceback.
+        raise

@@ -41,10 +41,9 @@ def run_job(job: Job, config: Path, overrides: list[str]) -> int:
     _quiet_libraries()
     run = None
     try:
-        run = Run.open(load_config(config, overrides))
+        run = Run.open(load_config(config, overrides), job.__module__.rpartition(".")[2] if job.__module__ != "__main__" else _main_name())
         job(run)
-        run.set_status("finished")
-        return 0
+        status, code = "finished", 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status, code = "failed", 2
@@ -52,12 +51,18 @@ def run_job(job: Job, config: Path, overrides: list[str]) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         status, code = "interrupted", 130
     except BaseException:
-        if run is not None:
+        if run is not None and run.begun:
             run.set_status("failed")
         raise
-    if run is not None:
+    if run is not None and run.begun:
         run.set_status(status)
     return code
+
+
+def _main_name() -> str:
+    """Of the module that was started with `python -m`."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.rpartition(".")[2] if spec else "job"
 
 
 def _quiet_libraries() -> None:

@@ -9,9 +9,10 @@ from cluster.session import ray_session
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
-from proxymix.artifacts import write_json
+from proxymix.artifacts import target_folder, write_json
 from proxymix.cases import load_sources, sequence_tasks
 from proxymix.evaluation.scoring import assemble_accuracy
+from proxymix.journal import is_finished
 from proxymix.summary import summarise
 from proxymix.table import metrics_table
 
@@ -31,9 +32,12 @@ def evaluate(run: Run, pool: EvaluationPool) -> None:
 
 
 def is_complete(run: Run) -> bool:
-    """Whether `metrics.json` already holds every method and seed that is asked for."""
-    metrics = run.read("metrics.json")
-    return metrics is not None and metrics["seeds"] == run.config.seeds and set(metrics["methods"]) == set(run.config.methods)
+    """Whether every target run that is asked for is over and `metrics.json` holds a score of each."""
+    config, metrics = run.config, run.read("metrics.json")
+    if metrics is None or metrics["seeds"] != config.seeds or list(metrics["methods"]) != config.methods:
+        return False
+    over = all(is_finished(target_folder(run.folder, method, seed)) for method in config.methods for seed in config.seeds)
+    return over and all(score is not None for row in metrics["methods"].values() for score in row["AA"]["per_seed"])
 
 
 def show_table(run: Run) -> None:

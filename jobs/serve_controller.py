@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from cluster.session import ray_session
 from jobs.entry import launch
 from jobs.run import Run
+from proxymix.config import ServiceConfig
 from services.client import bearer_token, check_reachable
 from services.deployment import claim_port, deploy, undeploy
 
@@ -27,28 +29,43 @@ def check_service(run: Run) -> None:
         claim_port(service)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A controller that answers."""
+
+    url: str
+    sha256: str
+    """Of its weights; a target run that began with it accepts no other."""
+    token: str | None = None
+    """What it asks for. Read once, here: a worker elsewhere does not have the driver's environment."""
+
+
 @contextmanager
-def serving(run: Run) -> Iterator[str]:
-    """The address the controller answers at: `service.url`, or a deployment that lives as long as this context."""
+def serving(run: Run) -> Iterator[Served]:
+    """The controller that answers: the one at `service.url`, or a deployment of the run's own that lives as long as this context."""
     service, app_name = run.config.service, f"proxymix-{run.config.name}"
     if service.url is not None:
-        yield service.url
+        yield _served(service.url, service)
         return
     with run.phase("serve_controller"):
         url = deploy(run.folder / "controller", service, app_name)
     run.say(f"controller served at {url}")
     try:
-        yield url
+        yield _served(url, service)
     finally:
         undeploy(app_name)
+
+
+def _served(url: str, service: ServiceConfig) -> Served:
+    return Served(url, check_reachable(url, service).sha256, bearer_token(service))
 
 
 def job(run: Run) -> None:
     """Stand-alone: serve the run's controller."""
     with ray_session(run.config):
         check_service(run)
-        with serving(run) as url:
-            serve_forever(run, url)
+        with serving(run) as served:
+            serve_forever(run, served.url)
 
 
 def serve_forever(run: Run, url: str) -> None:

@@ -84,6 +84,11 @@ def load_sources(config: Config) -> list[Source]:
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise UserError(f"sequence: source names must be unique, got {', '.join(repeated)} more than once; give one of them a name")
+    controller = config.controller
+    if controller.architecture == "flat" and len(specs) > controller.max_sources:
+        raise UserError(f"controller.max_sources: a flat controller must hold the {len(specs)} sources of the sequence, got {controller.max_sources}")
+    for spec in controller.curriculum.pool or []:
+        configured_source(config, spec)  # Loaded again where it is used; here only to be found wrong now and not hours later.
     return [configured_source(config, spec) for spec in specs]
 
 

@@ -87,6 +87,8 @@ class EvaluationConfig(Strict):
     max_new_tokens: int = Field(default=8, ge=1)
     test_size: int = Field(default=64, ge=1)
     """At most this many test examples per source."""
+    keep_checkpoints: Literal["all", "last"] = "all"
+    """`last`: a checkpoint goes once it is scored, but for the last one of every target run."""
     kv_cache_mib: int = Field(default=64, ge=1)
     """Memory for vLLM's key-value cache, per actor (CPU engine)."""
 
@@ -100,7 +102,9 @@ class ResourcesConfig(Strict):
     """Refuse to start with less free memory than this."""
 
 
-Method = Annotated[str, Field(pattern=r"^(proxymix|no_replay|random_\d+(\.\d+)?|ramp_\d+(\.\d+)?)$")]
+PROXYMIX = "proxymix"
+"""The method that asks the learnt controller."""
+Method = Annotated[str, Field(pattern=rf"^({PROXYMIX}|no_replay|random_(100|\d{{1,2}}(\.\d+)?)|ramp_\d+(\.\d+)?)$")]
 """`proxymix`, `no_replay`, `random_<percent>` or `ramp_<c>`."""
 
 
@@ -110,7 +114,7 @@ class Config(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
     """Seed of the controller's training and of everything shared."""
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0], min_length=1)
     """Target seeds; every method runs with each."""
     methods: list[Method] = Field(default_factory=lambda: ["proxymix", "no_replay", "random_10", "random_30", "random_50"], min_length=1)
     """Rows of the table."""
@@ -151,6 +155,20 @@ class Config(Strict):
             raise ValueError(f"controller.max_sources must hold the anchors and controller.curriculum.num_tasks, got {slots} for {needed}")
         return self
 
+    @model_validator(mode="after")
+    def _own_data(self) -> Config:
+        """What the builtin benchmark supplies must be said for data of one's own."""
+        tasks = self.sequence.tasks if isinstance(self.sequence.tasks, list) else []
+        own = [spec.label for spec in (*tasks, *self.sequence.anchors) if spec.format != "builtin"]
+        presets = [role for role in ("proxy", "target") if getattr(self, role).model.preset]
+        if own and presets and self.pretraining.tokenizer == "words":
+            raise ValueError(
+                f"pretraining.tokenizer must be bpe where {presets[0]}.model is a preset and data are not builtin ({', '.join(own)}), got words"
+            )
+        if PROXYMIX in self.methods and self.controller.curriculum.pool is None and any(spec.format != "builtin" for spec in tasks):
+            raise ValueError("controller.curriculum.pool must be given where tasks are not builtin: what may the controller practise on? got null")
+        return self
+
     @property
     def run_dir(self) -> Path:
         """`<runs_root>/<name>`."""
@@ -186,8 +204,14 @@ def validated(tree: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc']) or '(whole)'}: {e['msg']}, got {_short(e['input'])}" for e in error.errors()]
-        raise UserError(f"config {origin}:\n" + "\n".join(lines)) from None
+        raise UserError(f"config {origin}:\n" + "\n".join(map(_fault_line, error.errors()))) from None
+
+
+def _fault_line(fault: Any) -> str:
+    """`  tuning.batch_size: Input should be greater than or equal to 1, got -1`."""
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    path = ".".join(str(part) for part in fault["loc"])
+    return f"  {path}: {message}, got {_short(fault['input'])}" if path else f"  {message}"
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

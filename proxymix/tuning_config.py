@@ -64,7 +64,7 @@ SourceSpec = Annotated[SourceConfig, BeforeValidator(_from_shorthand)]
 class SequenceConfig(Strict):
     """The stream of domains, and what must not be forgotten meanwhile."""
 
-    tasks: str | list[SourceSpec]
+    tasks: str | Annotated[list[SourceSpec], Field(min_length=1)]
     """In order; or the name of a builtin sequence, `sharp_shift@heldout-0`."""
     anchors: list[SourceSpec] = Field(default_factory=lambda: [SourceConfig(format="builtin", task=n) for n in ("safety", "general")])
     """Behaviours of the base model, visible and replayable from the first task on."""

@@ -65,10 +65,11 @@ class ServiceConnection:
         url: str,
         service: ServiceConfig,
         *,
+        token: str | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        token = bearer_token(service)
+        token = token or bearer_token(service)
         self.url = url
         try:
             self.http = httpx.Client(
@@ -124,6 +125,7 @@ class ServiceController:
         run: str,
         fallback: Controller,
         sha256: str | None = None,
+        token: str | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -135,13 +137,14 @@ class ServiceController:
             run: prefix of every request id, `demo/proxymix/seed0`.
             fallback: decides when the service is away.
             sha256: the only controller to accept; None: the one that answers first.
+            token: bearer token; None: read from the environment variable `service.token_env`, if it names one.
             transport: replaces the network in tests.
             sleep: waits between attempts, seconds.
         """
         self.run = run
         self.fallback = fallback
         self.sha256 = sha256
-        self.connection = ServiceConnection(url, service, transport=transport, sleep=sleep)
+        self.connection = ServiceConnection(url, service, token=token, transport=transport, sleep=sleep)
 
     def decide(self, boundary: StageBoundary) -> Decision:
         """The service's decision; or the fallback's, with the reason in `Decision.fallback`.

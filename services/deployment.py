@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from proxymix.config import ServiceConfig
@@ -25,6 +26,7 @@ from proxymix.errors import UserError
 from services.app import RETRY_AFTER_S, build_app
 from services.client import bearer_token, check_reachable
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_ONGOING_REQUESTS = 16
 """Per replica; a decision takes about a millisecond."""
 MAX_QUEUED_REQUESTS = 64
@@ -58,15 +60,22 @@ def deploy(controller_dir: str | Path, service: ServiceConfig, app_name: str = "
         logging_config=LoggingConfig(log_level="WARNING"),
     )
     application = _deployment(folder, service.num_replicas, token).bind()
-    serve.run_many([serve.RunTarget(application, name=app_name, route_prefix="/")], wait_for_applications_running=False)
     try:
+        _start(application, app_name)
         _wait_running(app_name, deadline)
         url = f"http://{_reachable_host(service.host)}:{service.port}"
         _wait_answering(url, service, sha256, deadline)
-    except UserError:
+    except BaseException:  # Ctrl-C too: a deployment outlives the driver unless it is taken down.
         undeploy(app_name)
         raise
     return url
+
+
+def _start(application: serve.Application, app_name: str) -> None:
+    try:
+        serve.run_many([serve.RunTarget(application, name=app_name, route_prefix="/")], wait_for_applications_running=False)
+    except RayServeException as error:
+        raise UserError(f"service: this cluster already serves another application at / ({error}); set service.url to it, or stop it") from error
 
 
 def undeploy(app_name: str = "proxymix", timeout_s: float = 60.0) -> None:
@@ -120,6 +129,12 @@ def claim_port(service: ServiceConfig) -> None:
     Raises:
         UserError: another program, or a Serve of this cluster on another address, is in the way.
     """
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and service.host in LOOPBACK:
+        raise UserError(
+            f"service.host: must be reachable from all {nodes} nodes of the cluster, got {service.host!r}; set it to 0.0.0.0 and service.token_env, "
+            "or serve the controller elsewhere and set service.url"
+        )
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is not None:
         running = client.http_config

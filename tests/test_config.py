@@ -32,7 +32,9 @@ def test_overrides_are_yaml(write):
 
 
 def test_sources_may_be_written_short(write):
-    tree = MINIMAL | {"sequence": {"tasks": ["cipher@heldout-0", {"format": "jsonl", "path": "data/mine.jsonl"}], "anchors": ["safety"]}}
+    tasks = ["cipher@heldout-0", {"format": "jsonl", "path": "data/mine.jsonl"}]
+    own = {"pretraining": {"tokenizer": "bpe"}, "controller": {"curriculum": {"num_tasks": 2, "pool": tasks}}}
+    tree = MINIMAL | own | {"sequence": {"tasks": tasks, "anchors": ["safety"]}}
     cipher, mine = load_config(write(tree)).sequence.tasks
     assert (cipher.format, cipher.task, cipher.world, cipher.label) == ("builtin", "cipher", "heldout-0", "cipher")
     assert mine.label == "mine"
@@ -42,6 +44,15 @@ def test_sources_may_be_written_short(write):
     ("change", "path", "rule"),
     [
         ({"sead": 1}, "sead", "not permitted"),
+        ({"seeds": [0, -1]}, "seeds.1", "greater than or equal to 0"),
+        ({"methods": ["random_101"]}, "methods.0", "match pattern"),
+        ({"sequence": {"tasks": []}}, "sequence.tasks", "at least 1 item"),
+        ({"sequence": {"tasks": [{"format": "jsonl", "path": "a.jsonl"}]}}, "", "pretraining.tokenizer must be bpe"),
+        (
+            {"sequence": {"tasks": [{"format": "jsonl", "path": "a.jsonl"}]}, "pretraining": {"tokenizer": "bpe"}},
+            "",
+            "controller.curriculum.pool must be given",
+        ),
         ({"tuning": {"batch": 4}}, "tuning.batch", "not permitted"),
         ({"tuning": {"batch_size": "many"}}, "tuning.batch_size", "integer"),
         ({"tuning": {"batch_size": 0}}, "tuning.batch_size", "greater than or equal to 1"),
@@ -54,15 +65,15 @@ def test_sources_may_be_written_short(write):
         ({"sequence": {"tasks": [{"format": "jsonl"}]}}, "sequence.tasks", "needs 'path'"),
         ({"proxy": {"model": {"preset": "nano", "path": "x"}}}, "proxy.model", "exactly one of"),
         ({"proxy": {"model": {}}}, "proxy.model", "exactly one of"),
-        ({"target": {"lora": {"rank": 4}}}, "(whole)", "target.lora needs"),
-        ({"target": {"parallelism": {"num_workers": 3}}}, "(whole)", "num_workers must divide tuning.batch_size"),
-        ({"controller": {"num_env_runners": 3}}, "(whole)", "num_env_runners must divide"),
-        ({"controller": {"episodes": 17}}, "(whole)", "must divide controller.episodes"),
-        ({"controller": {"max_sources": 6}}, "(whole)", "got 6 for 7"),
+        ({"target": {"lora": {"rank": 4}}}, "", "target.lora needs"),
+        ({"target": {"parallelism": {"num_workers": 3}}}, "", "num_workers must divide tuning.batch_size"),
+        ({"controller": {"num_env_runners": 3}}, "", "num_env_runners must divide"),
+        ({"controller": {"episodes": 17}}, "", "must divide controller.episodes"),
+        ({"controller": {"max_sources": 6}}, "", "got 6 for 7"),
         ({"controller": {"curriculum": {"length_range": [2, 1]}}}, "controller.curriculum", "smaller first"),
         ({"controller": {"curriculum": {"length_range": [0, 1]}}}, "controller.curriculum", "positive"),
         ({"controller": {"curriculum": {"pool": ["copy@a"], "num_tasks": 2}}}, "controller.curriculum", "at most the number"),
-        ({"controller": {"curriculum": {"pool": ["cipher@a", "cipher@b"], "num_tasks": 2}}}, "(whole)", "unique names"),
+        ({"controller": {"curriculum": {"pool": ["cipher@a", "cipher@b"], "num_tasks": 2}}}, "", "unique names"),
         ({"transfer": {"on_failure": "hope"}}, "transfer.on_failure", "fallback"),
         ({"service": {"port": 70000}}, "service.port", "65535"),
     ],

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from proxymix.config import TuningConfig
 from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, stack
+from proxymix.errors import UserError
 from proxymix.learners.models import LanguageModel
 
 EVALUATION_ROWS = 256
 """Rows that are validated at a time; bounds the memory of a large model's probes."""
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss became NaN or infinite; raised before the optimizer touched the weights."""
 
 
@@ -64,7 +65,8 @@ class Learner:
             self.reduce(gradient)
             self.reduce(value)
         if not math.isfinite(value.item()):
-            raise NonFiniteLossError(f"loss became {value.item()} at optimizer step {self.steps_done} of the task; lower tuning.learning_rate")
+            remedy = "lower the learning rate and give the run another name"
+            raise NonFiniteLossError(f"loss became {value.item()} at optimizer step {self.steps_done} of the task; {remedy}")
         norm = torch.linalg.vector_norm(gradient)
         gradient.mul_((self.tuning.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self.optimizer.param_groups[0]["lr"] = self.tuning.learning_rate * self._schedule()
