@@ -141,7 +141,7 @@ class Config(Strict):
         if batch_size % workers:
             raise ValueError(f"target.parallelism.num_workers must divide tuning.batch_size, got {workers} and {batch_size}")
         if self.target.lora and self.target.model.implementation != "transformers":
-            raise ValueError("target.lora needs target.model.implementation: transformers")
+            raise ValueError(f"target.lora needs target.model.implementation: transformers, got {self.target.model.implementation}")
         per_iteration, runners = self.controller.episodes_per_iteration, max(1, self.controller.num_env_runners)
         if per_iteration % runners:
             raise ValueError(f"controller.num_env_runners must divide controller.episodes_per_iteration, got {runners} and {per_iteration}")
@@ -166,7 +166,7 @@ class Config(Strict):
                 f"pretraining.tokenizer must be bpe where {presets[0]}.model is a preset and data are not builtin ({', '.join(own)}), got words"
             )
         if PROXYMIX in self.methods and self.controller.curriculum.pool is None and any(spec.format != "builtin" for spec in tasks):
-            raise ValueError("controller.curriculum.pool must be given where tasks are not builtin: what may the controller practise on? got null")
+            raise ValueError("controller.curriculum.pool must be given where tasks are not builtin, got null; say what the controller may practise on")
         return self
 
     @property
