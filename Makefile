@@ -12,10 +12,12 @@ export RAY_USAGE_STATS_ENABLED = 0
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: .venv/installed ## the virtual environment, from the pinned list
+setup: .venv/installed-$(REQUIREMENTS) ## the virtual environment, from the pinned list; REQUIREMENTS=gpu for CUDA
 
-.venv/installed: requirements/$(REQUIREMENTS).txt pyproject.toml
+.venv/installed-$(REQUIREMENTS): requirements/$(REQUIREMENTS).txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11 or name another: make PYTHON=python3.12 …" >&2; exit 2; }
 	test -x $(PY) || $(PYTHON) -m venv .venv
+	rm -f .venv/installed-*
 	$(PY) -m pip install -q --no-deps -r requirements/$(REQUIREMENTS).txt \
 	  || $(PY) -m pip install -q --no-deps --extra-index-url $(TORCH_INDEX) -r requirements/$(REQUIREMENTS).txt
 	$(PY) -m pip install -q --no-deps -e .
@@ -37,7 +39,7 @@ bench: setup ## the benchmarks, each prints ratios of two things run in turn
 
 lock: ## recompile the pinned lists (needs uv)
 	uv pip compile -q requirements/cpu.in --overrides requirements/overrides.txt --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/cpu.txt
-	uv pip compile -q requirements/gpu.in --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/gpu.txt
+	env -u UV_FIND_LINKS uv pip compile -q requirements/gpu.in --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/gpu.txt
 
 clean: ## remove the environment and all runs
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
