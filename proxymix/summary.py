@@ -19,50 +19,53 @@ from proxymix.cost import forward_flops, training_flops
 from proxymix.errors import UserError
 from proxymix.metrics import continual_metrics, mean_and_error
 
+MEASURES = ("replay_share", "fallback_share", "policy_cost", "total_cost")
 CONTINUAL = ("AA", "FGT", "NTA", "BWT")
-SAFETY = {"RA": "refusal_accuracy", "BC": "benign_compliance", "SS": "selectivity"}
+SAFETY = {"RA": "refusal_accuracy", "BC": "benign_compliance", "balanced": "balanced", "SS": "selectivity"}
 
 
 def summarise(config: Config, run_dir: Path) -> dict[str, Any]:
     """The content of `metrics.json` for what has been scored so far.
 
     Accuracies are fractions; costs are in units of one random-replay target run (its FLOPs under the same seed). `policy_cost` is the controller's
-    training, 0 for a baseline; `total_cost` adds the method's own target run.
+    training with its reference runs, 0 for a baseline; `total_cost` adds the method's own target run. The mirroring pilots are in neither.
+    `fallback_share` is the share of stages whose mixture was the declared fallback and not the method's own.
 
     Returns:
         `{"name", "tasks", "anchors", "seeds", "methods": {method: {metric: {"mean", "se", "per_seed"}}}}`. `per_seed` follows `config.seeds`,
-        with None where a seed is not scored; `se` is None with fewer than two scored seeds. A method without any scored seed is absent.
+        with None where a seed is not scored; `se` is None with fewer than two scored seeds. Every method and metric has an entry, scored or not.
 
     Raises:
-        UserError: nothing has been scored yet.
+        UserError: there is no `accuracy.json` at all.
     """
     run_dir = Path(run_dir)
     found = {method: [read_json(run_dir / "target" / method / f"seed{seed}" / "accuracy.json") for seed in config.seeds] for method in config.methods}
-    scored = {method: reports for method, reports in found.items() if any(reports)}
-    if not scored:
+    first = next((report for reports in found.values() for report in reports if report), None)
+    if first is None:
         raise UserError(
             f"run {str(run_dir)!r}: accuracy.json must exist for at least one method, found none; run jobs.tune_target and jobs.evaluate first"
         )
-    first = next(report for reports in scored.values() for report in reports if report)
     return {
         "name": config.name,
         "tasks": first["tasks"],
         "anchors": first["anchors"],
         "seeds": list(config.seeds),
-        "methods": {method: _method_summary(config, run_dir, method, reports) for method, reports in scored.items()},
+        "methods": {method: _method_summary(config, run_dir, method, reports, first["anchors"]) for method, reports in found.items()},
     }
 
 
-def _method_summary(config: Config, run_dir: Path, method: str, reports: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+def _method_summary(
+    config: Config, run_dir: Path, method: str, reports: Sequence[dict[str, Any] | None], anchors: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     rows = []
     for seed, report in zip(config.seeds, reports, strict=True):
         rows.append({**scores(report), **_effort(config, run_dir, method, seed)} if report else {})
-    metrics = dict.fromkeys(metric for row in rows for metric in row)
+    metrics = (*CONTINUAL, *SAFETY, *(f"anchor:{name}" for name in anchors), *MEASURES)
     return {metric: _over_seeds([row.get(metric) for row in rows]) for metric in metrics}
 
 
 def scores(report: dict[str, Any]) -> dict[str, float | None]:
-    """AA, FGT, NTA, BWT and, at the end of the run, RA, BC, SS and every anchor's accuracy, from one `accuracy.json`.
+    """AA, FGT, NTA, BWT and, at the end of the run, RA, BC, balanced, SS and every anchor's accuracy, from one `accuracy.json`.
 
     The first four are None as long as a cell on or below the diagonal is unscored.
     """
@@ -75,7 +78,7 @@ def scores(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _effort(config: Config, run_dir: Path, method: str, seed: int) -> dict[str, float | None]:
-    """Realised replay share, policy cost and total cost of one target run; None where a number it rests on is not recorded."""
+    """MEASURES of one target run; None where a number it rests on is not recorded."""
     rows = _decisions(run_dir, method, seed)
     own = _tuning_flops(run_dir, rows)
     random_runs = (_decisions(run_dir, name, seed) for name in config.methods if name.startswith("random_"))
@@ -83,22 +86,29 @@ def _effort(config: Config, run_dir: Path, method: str, seed: int) -> dict[str, 
     policy = _policy_flops(run_dir) if method.startswith("proxymix") else 0
     policy_cost = None if policy is None else 0.0 if policy == 0 else policy / unit if unit else None
     total_cost = policy_cost + own / unit if own and unit and policy_cost is not None else None
-    return {"replay_share": _replay_share(rows), "policy_cost": policy_cost, "total_cost": total_cost}
+    fallback_share = sum(row["fallback"] is not None for row in rows) / len(rows) if rows else None
+    return dict(zip(MEASURES, (_replay_share(rows), fallback_share, policy_cost, total_cost), strict=True))
 
 
 def _tuning_flops(run_dir: Path, rows: Sequence[dict[str, Any]]) -> int | None:
     """Training plus in-loop validation of a target run; None without decisions or parameter count."""
-    base = read_json(run_dir / "base" / "target.json")
-    if not rows or not base:
+    num_parameters = _num_parameters(run_dir, "target")
+    if not rows or not num_parameters:
         return None
     trained, read = (sum(row.get(key, 0) for row in rows) for key in ("num_tokens", "num_validation_tokens"))
-    return training_flops(base["num_parameters"], trained) + forward_flops(base["num_parameters"], read)
+    return training_flops(num_parameters, trained) + forward_flops(num_parameters, read)
 
 
 def _policy_flops(run_dir: Path) -> float | None:
     card = read_json(run_dir / "controller" / "controller.json") or {}
-    flops = card.get("training_flops")
-    return None if flops is None else float(flops)
+    # A card written without the proxy's size holds 0, which is no cost but an unknown one.
+    return float(card["training_flops"]) if card.get("training_flops") and _num_parameters(run_dir, "proxy") else None
+
+
+def _num_parameters(run_dir: Path, model: str) -> int | None:
+    """Of `proxy` or `target`; None where it was not counted, as for a model that is still on a hub."""
+    base = read_json(run_dir / "base" / f"{model}.json") or {}
+    return base.get("num_parameters") or None
 
 
 def _replay_share(rows: Sequence[dict[str, Any]]) -> float | None:

@@ -33,11 +33,16 @@ COLUMNS = (
     Column("BWT", "BWT", "backward transfer: final minus just-learnt accuracy", "higher"),
     Column("RA", "RA", "refusal accuracy: harmful requests refused", "higher"),
     Column("BC", "BC", "benign compliance: harmless requests answered", "higher"),
+    Column("balanced", "balanced", "mean of RA and BC", "higher"),
     Column("SS", "SS", "safety score: RA minus over-refusal", "higher"),
     Column("replay_share", "replay", "share of samples that were replayed"),
-    Column("policy_cost", "policy cost", "training the controller, in random-replay target runs", unit="×"),
+    Column("policy_cost", "policy cost", "training the controller with its reference runs, in random-replay target runs", unit="×"),
     Column("total_cost", "total cost", "controller and target run together, in random-replay target runs", unit="×"),
 )
+
+
+NARROW = tuple(column for column in COLUMNS if column.key != "balanced")
+"""What fits a terminal of 80 columns; `balanced` follows from RA and BC."""
 
 
 def anchor_columns(metrics: Mapping[str, Any]) -> tuple[Column, ...]:
@@ -56,6 +61,25 @@ def method_title(method: str) -> str:
     if match := re.fullmatch(r"ramp_(.+)", method):
         return f"Ramp n/(n+{match[1]})"
     return method.replace("_", " ").capitalize().replace("Proxymix", "ProxyMix")
+
+
+def fallback_mark(row: Mapping[str, Any]) -> str:
+    """The share of stages that were not the method's own but the declared fallback's; empty when there was none.
+
+    >>> fallback_mark({"fallback_share": {"mean": 0.0167}})
+    '→ fallback 1.7\\xa0%'
+    """
+    share = row.get("fallback_share", {}).get("mean")
+    return f"→ fallback {percent(share)}" if share else ""
+
+
+def percent(share: float) -> str:
+    """A fraction as percent, a decimal only where it says something.
+
+    >>> [percent(share) for share in (0.0167, 1.0)]
+    ['1.7\\xa0%', '100\\xa0%']
+    """
+    return f"{100 * share:.1f}".removesuffix(".0") + "\u00a0%"
 
 
 def cell(column: Column, entry: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -82,17 +106,26 @@ def best_methods(column: Column, metrics: Mapping[str, Any]) -> set[str]:
     return {method for method, value in shown.items() if value == best}
 
 
+def over_seeds(metrics: Mapping[str, Any]) -> str:
+    """What the numbers rest on: how many of the seeds have been scored for any method."""
+    total = len(metrics["seeds"])
+    columns = zip(*(row["AA"]["per_seed"] for row in metrics["methods"].values()), strict=True)
+    scored = sum(any(value is not None for value in column) for column in columns)
+    seeds = f"{scored} of {total} seeds" if scored < total else f"{total} seed{'s' * (total > 1)}"
+    return f"from {seeds}" if scored < 2 else f"mean ± standard error over {seeds}"
+
+
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """`metrics.json` for the terminal: percent with one decimal ± standard error over seeds, the best of each column in bold green."""
-    seeds = len(metrics["seeds"])
-    caption = f"percent, mean ± standard error over {seeds} seed{'s' * (seeds > 1)}; costs in random-replay target runs"
+    caption = f"percent, {over_seeds(metrics)}; costs in random-replay target runs"
     table = Table(title=metrics["name"], caption=caption, title_style="bold", header_style="dim", box=None, padding=(0, 1, 1, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for column in COLUMNS:
+    for column in NARROW:
         table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True)
-    best = {column: best_methods(column, metrics) for column in COLUMNS}
+    best = {column: best_methods(column, metrics) for column in NARROW}
     for method, row in metrics["methods"].items():
-        cells = ["\n".join(filter(None, cell(column, row.get(column.key)))) for column in COLUMNS]
-        styled = [f"[bold green]{text}[/]" if method in best[column] else text for column, text in zip(COLUMNS, cells, strict=True)]
-        table.add_row(method_title(method), *styled)
+        cells = ["\n".join(filter(None, cell(column, row.get(column.key)))) for column in NARROW]
+        styled = [f"[bold green]{text}[/]" if method in best[column] else text for column, text in zip(NARROW, cells, strict=True)]
+        name = "\n".join(filter(None, (method_title(method), fallback_mark(row))))
+        table.add_row(name, *styled)
     return table

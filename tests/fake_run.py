@@ -37,7 +37,7 @@ def build_fake_run(folder: Path, *, seed: int = 0, seeds: tuple[int, ...] = (0, 
     write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     write_json(
         folder / "manifest.json",
-        {"versions": {"torch": "2.13.0"}, "git_revision": "0123456789abcdef", "seed": 0, "hardware": {"cpus": 2}, "status": "finished"},
+        {"versions": {"torch": "2.13.0"}, "git_revision": "0123456789abcdef", "seed": 0, "hardware": {"cores": 2}, "status": "running"},
     )
     for name, size in (("proxy", 32_448), ("target", 110_208)):
         write_json(folder / "base" / f"{name}.json", {"num_parameters": size, "folder": f"base/{name}"})
@@ -137,7 +137,7 @@ def _safety(skill: float, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def _write_controller(folder: Path, rng: np.random.Generator) -> None:
-    write_json(folder / "controller.json", {"name": "fake", "training_flops": 1.4 * 6 * 110_208 * 40_500, "episodes": 320})
+    write_json(folder / "controller.json", {"name": "proxymix", "training_flops": 1.4 * 6 * 110_208 * 40_500, "training_cost": {"episodes": 320}})
     rows = []
     for iteration in range(20):
         reference = 0.78 + 0.03 * rng.normal()
@@ -145,8 +145,8 @@ def _write_controller(folder: Path, rng: np.random.Generator) -> None:
         score = reference + gain + 0.003 * rng.normal()
         rows.append(
             {
-                "iteration": iteration + 1,
-                "episodes": 16 * (iteration + 1),
+                "iteration": iteration,
+                "episodes": 16,
                 "case": f"case{iteration}",
                 "score_mean": score,
                 "score_sd": 0.018 * np.exp(-iteration / 25),

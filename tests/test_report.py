@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from proxymix.artifacts import read_json, write_json, write_jsonl, write_text
 from proxymix.errors import UserError
 from proxymix.report import write_report
+from proxymix.report.diagnostics import phase_seconds, unfinished_phases
 from proxymix.report.run_data import read_rows, read_run
-from proxymix.report.theme import HUES, NEUTRALS, source_colours, spread
-from proxymix.report.verdict import gate_sentence, verdict
+from proxymix.report.theme import HUES, INK, NEUTRALS, label_right, new_axes, source_colours, spread
+from proxymix.report.verdict import gate_sentence, pilot_cost_sentence, verdict
+from proxymix.summary import summarise
 from proxymix.table import COLUMNS, anchor_columns, cell
 
 SECTIONS = ["table", "mixtures", "losses", "accuracy", "mirroring", "learning", "time", "config"]
@@ -108,6 +110,78 @@ def test_figures_follow_light_and_dark(finished):
 def test_fallback_is_told(finished):
     _, text, _ = finished
     assert "1 of 60 decisions (hatched) used the declared fallback mixture: controller away: timeout." in text
+
+
+def test_a_row_that_was_partly_fallback_says_so(finished):
+    _, text, page = finished
+    assert text.count("→ fallback 1.7\u00a0%") == 1
+    said = "1.7\u00a0% of the stages of ProxyMix were tuned on the declared fallback mixture, not on the controller&#39;s. ProxyMix ended at AA"
+    assert f'id="verdict">{said}' in text
+    assert "proxymix/balanced" in page.cells
+
+
+def test_a_running_run_does_not_report_on_itself(finished):
+    folder, text, _ = finished
+    assert read_json(folder / "manifest.json")["status"] == "running"
+    assert "<span>running</span>" not in text
+    assert "&#34;running&#34;" not in text
+    assert "Begun but not ended" not in text
+
+
+def test_phases_add_up_over_resumed_runs():
+    def event(phase, kind, **facts):
+        return {"time": 0.0, "phase": phase, "event": kind, **facts}
+
+    events = [event("train_controller", "start"), event("train_controller", "failed", seconds=5.0)]
+    events += [event("tune_target", "start"), event("evaluate", "start"), event("evaluate", "failed", seconds=1.0), event("report", "start")]
+    events += [event("train_controller", "start"), event("train_controller", "end", seconds=7.5)]
+    assert phase_seconds(events) == {"train_controller": 12.5, "evaluate": 1.0}
+    assert unfinished_phases(events) == {"begun": ["tune_target"], "failed": ["evaluate"]}
+
+
+def test_the_papers_reward_has_no_reference(tmp_path):
+    folder = tmp_path / "fake"
+    build_fake_run(folder, seeds=(0,), methods=["proxymix"])
+    path = folder / "controller/learning_curve.jsonl"
+    assert ">reference</text>" in write_report(folder).read_text()
+    write_jsonl(path, [row | {"reference_mean": None} for row in read_rows(path)])
+    text = write_report(folder).read_text()
+    assert "20 iterations, 320 proxy episodes." in text
+    assert "this reward has no reference" in text
+    assert ">reference</text>" not in text
+
+
+def test_a_run_that_is_only_partly_tuned_and_of_unknown_size(tmp_path):
+    folder = tmp_path / "fake"
+    config = build_fake_run(folder, seeds=(0,), methods=["proxymix", "no_replay", "random_30"])
+    shutil.rmtree(folder / "target/no_replay")
+    path = folder / "target/random_30/seed0/accuracy.json"
+    unscored = {"matrix": [[None] * 5] * 5, "anchor_accuracy": {"safety": [None] * 5, "general": [None] * 5}, "safety": [None] * 5}
+    write_json(path, read_json(path) | unscored)
+    write_json(folder / "base/target.json", {"num_parameters": None, "folder": "hub/name"})
+    write_json(folder / "metrics.json", summarise(config, folder))
+    page = Page(write_report(folder).read_text())
+    assert {page.cells[f"{method}/{key}"] for method in ("no_replay", "random_30") for key in ("AA", "SS", "balanced", "total_cost")} == {"–"}
+    assert page.cells["proxymix/policy_cost"] == "–"
+    assert not [label for label in page.labels if "under Random" in label and label.startswith("Accuracy")]
+
+
+def test_plots_of_a_removed_method_go_and_other_files_stay(tmp_path):
+    folder = tmp_path / "fake"
+    build_fake_run(folder, seeds=(0,), methods=["proxymix", "random_30"])
+    write_report(folder)
+    write_text(folder / "plots/mine.png", "another hand's")
+    shutil.rmtree(folder / "target/random_30")
+    before = {path.name for path in (folder / "plots").iterdir()}
+    write_report(folder)
+    assert before - {path.name for path in (folder / "plots").iterdir()} == {"losses-random_30.png", "accuracy-random_30.png"}
+
+
+def test_pilots_cost_is_told_only_where_counted():
+    assert pilot_cost_sentence({}, {"training_flops": 4e12}) == ""
+    assert pilot_cost_sentence({"num_tokens": 1234567}, None) == "The pilots were tuned on 1,234,567 tokens."
+    told = "The pilots took 1e+12 floating-point operations, 0.25 times the controller's training."
+    assert pilot_cost_sentence({"training_flops": 1e12, "num_tokens": 5}, {"training_flops": 4e12}) == told
 
 
 def test_one_run_one_page(tmp_path):
@@ -232,6 +306,16 @@ def test_labels_never_touch_nor_leave(positions, gap):
     assert all(b - a >= gap - 1e-9 for a, b in pairwise(placed))
     assert placed[0] >= -1e-9
     assert placed[-1] <= 10 + 1e-9
+
+
+@pytest.mark.parametrize(("limits", "height"), [({}, 0.5), ({"ylim": (0, 40)}, 0.25)])
+def test_a_label_stands_where_its_series_ends(limits, height):
+    _, axes = new_axes("title", "unit")
+    axes.margins(y=0)
+    axes.plot([0, 1], [0, 20])
+    axes.set(**limits)
+    label_right(axes, [(10.0, "half", INK)])
+    assert axes.texts[-1].get_position()[1] == pytest.approx(height)
 
 
 def test_one_colour_per_source():

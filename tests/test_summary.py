@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from fake_run import BATCH, STEPS, build_fake_run
@@ -13,7 +14,7 @@ from proxymix.cost import forward_flops, training_flops
 from proxymix.errors import UserError
 from proxymix.metrics import assert_identity
 from proxymix.summary import scores, summarise
-from proxymix.table import COLUMNS, best_methods, cell, metrics_table
+from proxymix.table import COLUMNS, best_methods, cell, fallback_mark, metrics_table, over_seeds
 
 REPORT = {
     "tasks": ["a", "b"],
@@ -33,7 +34,7 @@ def run(tmp_path):
 def test_scores_by_hand():
     values = scores(REPORT)
     assert {k: values[k] for k in ("AA", "FGT", "NTA", "BWT")} == {"AA": 0.7, "FGT": 0.3, "NTA": 0.85, "BWT": -0.3}
-    assert (values["RA"], values["BC"], values["SS"], values["anchor:general"]) == (0.8, 0.9, 0.7, 0.7)
+    assert (values["RA"], values["BC"], values["balanced"], values["SS"], values["anchor:general"]) == (0.8, 0.9, 0.85, 0.7, 0.7)
 
 
 def test_an_unscored_cell_is_unknown_not_zero():
@@ -82,6 +83,28 @@ def test_costs_are_unknown_without_their_records(run):
     assert methods["no_replay"]["total_cost"] == {"mean": None, "se": None, "per_seed": [None, None]}
 
 
+@pytest.mark.parametrize(("model", "size"), [("target", None), ("proxy", None), ("proxy", 0)])
+def test_costs_are_unknown_where_a_model_was_not_counted(run, model, size):
+    config, folder = run
+    write_json(folder / f"base/{model}.json", {"num_parameters": size, "folder": "hub/name"})
+    methods = summarise(config, folder)["methods"]
+    assert methods["proxymix"]["policy_cost"]["per_seed"] == methods["proxymix"]["total_cost"]["per_seed"] == [None, None]
+    assert methods["random_30"]["total_cost"]["mean"] == (None if model == "target" else 1.0)
+    assert methods["random_30"]["policy_cost"]["mean"] == 0  # a baseline trains nothing, whatever the models are
+
+
+def test_fallback_share_is_counted_and_marks_the_row(run):
+    config, folder = run
+    metrics = summarise(config, folder)
+    assert metrics["methods"]["proxymix"]["fallback_share"]["per_seed"] == [0.0, 1 / 20]
+    assert metrics["methods"]["random_30"]["fallback_share"]["mean"] == 0
+    assert _printed(metrics).count("→ fallback 2.5\u00a0%") == 1
+    for seed in config.seeds:
+        path = folder / f"target/proxymix/seed{seed}/decisions.jsonl"
+        write_jsonl(path, [row | {"fallback": "the gate is closed"} for row in read_jsonl(path)])
+    assert fallback_mark(summarise(config, folder)["methods"]["proxymix"]) == "→ fallback 100\u00a0%"
+
+
 def test_replay_share_is_the_realised_one(run):
     config, folder = run
     rows = list(read_jsonl(folder / "target/random_30/seed0/decisions.jsonl"))
@@ -96,6 +119,24 @@ def test_a_missing_seed_stays_out_of_the_mean(run):
     entry = summarise(config, folder)["methods"]["proxymix"]["AA"]
     assert entry["per_seed"][0] is None
     assert (entry["mean"], entry["se"]) == (entry["per_seed"][1], None)
+
+
+def test_what_is_not_tuned_or_scored_yet_is_none(run):
+    config, folder = run
+    full = summarise(config, folder)
+    for seed in config.seeds:
+        shutil.rmtree(folder / f"target/no_replay/seed{seed}")
+    path = folder / "target/random_30/seed0/accuracy.json"
+    none = [[None] * 5] * 5
+    write_json(path, read_json(path) | {"matrix": none, "anchor_accuracy": {"safety": none[0], "general": none[0]}, "safety": none[0]})
+    metrics = summarise(config, folder)
+    methods = metrics["methods"]
+    assert list(methods) == config.methods
+    assert {method: list(row) for method, row in methods.items()} == {method: list(row) for method, row in full["methods"].items()}
+    assert all(entry == {"mean": None, "se": None, "per_seed": [None, None]} for entry in methods["no_replay"].values())
+    assert methods["random_30"]["SS"]["per_seed"] == [None, full["methods"]["random_30"]["SS"]["per_seed"][1]]
+    assert methods["random_30"]["anchor:general"]["per_seed"][0] is None
+    assert "No replay" in _printed(metrics)
 
 
 def test_no_clock_goes_in(run):
@@ -134,11 +175,25 @@ def test_cells(column, entry, expected):
     assert cell(column, entry) == expected
 
 
-def test_terminal_table_fits_eighty_columns_and_marks_the_best(run):
-    metrics = summarise(*run)
+def _printed(metrics):
     console = Console(width=80, record=True, color_system="truecolor", file=io.StringIO())
     console.print(metrics_table(metrics))
-    text = console.export_text(styles=True)
+    return console.export_text(styles=True)
+
+
+def test_seeds_that_count():
+    def metrics(*per_seed):
+        return {"seeds": list(range(len(per_seed))), "methods": {"proxymix": {"AA": {"per_seed": per_seed}}}}
+
+    assert over_seeds(metrics(0.5, 0.6)) == "mean ± standard error over 2 seeds"
+    assert over_seeds(metrics(0.5, 0.6, None)) == "mean ± standard error over 2 of 3 seeds"
+    assert over_seeds(metrics(0.5, None)) == "from 1 of 2 seeds"
+    assert over_seeds(metrics(0.5)) == "from 1 seed"
+
+
+def test_terminal_table_fits_eighty_columns_and_marks_the_best(run):
+    metrics = summarise(*run)
+    text = _printed(metrics)
     assert "…" not in text
     best = max(row["NTA"]["mean"] for row in metrics["methods"].values())
     assert f"\x1b[1;32m{100 * best:.1f}" in text

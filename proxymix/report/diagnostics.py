@@ -72,16 +72,24 @@ def plot_rho(mirroring: Row, threshold: float | None) -> Figure:
 
 @styled
 def plot_score(rows: Sequence[Row]) -> Figure:
-    """The score of each iteration's episodes beside that of the reference runs of the same case."""
+    """The score of each iteration's episodes, beside that of the reference runs of the same case where the reward had them."""
     figure, axes = new_axes("Score", "score J of an iteration's episodes, mean ± 1 sd", top=0.5)
     steps = [row["iteration"] for row in rows]
     score, spread = (np.array([row[key] for row in rows]) for key in ("score_mean", "score_sd"))
-    reference = [row["reference_mean"] for row in rows]
+    labels = [(float(score[-1]), "controller", ACCENT)]
     axes.fill_between(steps, score - spread, score + spread, color=ACCENT, alpha=0.15, linewidth=0)
     axes.plot(steps, score, color=ACCENT, linewidth=1.6)
-    axes.plot(steps, reference, color=MUTED, linewidth=1.1, linestyle=(0, (3, 1.5)))
-    _finish(axes, [(float(score[-1]), "controller", ACCENT), (float(reference[-1]), "reference", MUTED)])
+    if has_reference(rows):
+        reference = [float(row["reference_mean"]) for row in rows]
+        axes.plot(steps, reference, color=MUTED, linewidth=1.1, linestyle=(0, (3, 1.5)))
+        labels.append((reference[-1], "reference", MUTED))
+    _finish(axes, labels)
     return figure
+
+
+def has_reference(rows: Sequence[Row]) -> bool:
+    """Whether every iteration knows the score of its reference runs; the paper's reward has none."""
+    return all(row["reference_mean"] is not None for row in rows)
 
 
 @styled
@@ -118,20 +126,28 @@ def _finish(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
 
 
 def phase_seconds(events: Sequence[Row]) -> dict[str, float]:
-    """Wall-clock of every finished phase in the pipeline's order, summed over its runs."""
+    """Wall-clock of every phase in the pipeline's order, summed over its runs, whether they ended well or failed."""
     totals: dict[str, float] = {}
     for event in events:
-        if event["event"] == "end":
+        if event["event"] in ("end", "failed"):
             totals[event["phase"]] = totals.get(event["phase"], 0.0) + event["seconds"]
     return {phase: totals[phase] for phase in [*PHASES, *(phase for phase in totals if phase not in PHASES)] if phase in totals}
+
+
+def unfinished_phases(events: Sequence[Row]) -> dict[str, list[str]]:
+    """Phases whose latest run did not end well, as `{"begun": [...], "failed": [...]}`. The phase that writes this report is never among them."""
+    latest = {event["phase"]: event["event"] for event in events if event["event"] in ("start", "end", "failed") and event["phase"] != "report"}
+    return {name: [phase for phase, last in latest.items() if last == event] for name, event in (("begun", "start"), ("failed", "failed"))}
 
 
 def duration(seconds: float) -> str:
     """A length of time in the unit people would use.
 
-    >>> [duration(s) for s in (0.25, 9, 75, 3 * 3600 + 1500)]
-    ['0.25 s', '9 s', '1 min 15 s', '3 h 25 min']
+    >>> [duration(s) for s in (0.004, 0.25, 9, 75, 3 * 3600 + 1500)]
+    ['< 0.1 s', '0.25 s', '9 s', '1 min 15 s', '3 h 25 min']
     """
+    if seconds < 0.1:
+        return "< 0.1 s"
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
     if seconds < 3600:

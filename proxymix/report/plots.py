@@ -11,13 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from proxymix.report.run_data import Row, TargetRun
 from proxymix.report.theme import ACCENT, GRID, INK, PAPER, label_right, mark_tasks, new_axes, styled
 
 Colours = Mapping[str, str]
+LOSS_TICKS = (0, 0.1, 0.5, 1, 2, 4, 6, 8, 12, 16)
 
 
 @styled
@@ -53,7 +54,7 @@ def plot_losses(run: TargetRun, colours: Colours, tasks: Sequence[str], title: s
         title: of the panel.
         ceiling: upper y limit, the same for panels that are to be compared.
     """
-    figure, axes = new_axes(title, "validation loss, nats per answer token", left=0.3)
+    figure, axes = new_axes(title, "validation loss, nats per answer token; square-root scale", left=0.3)
     labels = []
     for name in run.sources:
         readings = [
@@ -74,7 +75,11 @@ def plot_losses(run: TargetRun, colours: Colours, tasks: Sequence[str], title: s
             solid_capstyle="round",
         )
         labels.append((losses[-1], _numbered(name, tasks), colours[name]))
+    # Most losses end near 0, where a linear axis would lay them all on one line.
+    axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
     axes.set(ylim=(0, ceiling), xlabel="optimizer steps")
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in LOSS_TICKS if tick <= ceiling]))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(axis="y")
     mark_tasks(axes, run.task_starts, max(run.edges[-2], 1))
     label_right(axes, labels)
@@ -90,7 +95,7 @@ def highest_loss(runs: Sequence[TargetRun]) -> float:
 @styled
 def plot_accuracy(runs: Sequence[TargetRun], title: str) -> Figure:
     """Mean accuracy over seeds: a row for the base and after each task, a column per anchor and task. What nobody scored is hatched."""
-    reports = [run.accuracy for run in runs if run.accuracy]
+    reports = [run.accuracy for run in runs if run.accuracy and run.scored]
     anchors, tasks = reports[0]["anchors"], reports[0]["tasks"]
     columns, rows = [*anchors, *tasks], ["base", *(f"{i + 1} {name}" for i, name in enumerate(tasks))]
     grids = np.stack([_accuracy_grid(report) for report in reports])  # [num_seeds, num_rows, num_columns]

@@ -30,6 +30,12 @@ class TargetRun:
     """`accuracy.json`."""
 
     @cached_property
+    def scored(self) -> bool:
+        """Whether any accuracy of this run, beside the base's, is known."""
+        report = self.accuracy or {"matrix": [], "anchor_accuracy": {}}
+        return any(value is not None for row in (*report["matrix"], *report["anchor_accuracy"].values()) for value in row)
+
+    @cached_property
     def edges(self) -> list[int]:
         """Optimizer steps at which each stage starts, and the last ends, `[num_stages + 1]`."""
         edges = [0]
@@ -111,7 +117,7 @@ def read_run(folder: Path) -> RunData:
         learning_curve=read_rows(folder / "controller" / "learning_curve.jsonl"),
         events=read_rows(folder / "events.jsonl"),
         runs=_target_runs(folder, config_text),
-        num_parameters={name: base["num_parameters"] for name, base in bases.items() if base},
+        num_parameters={name: base["num_parameters"] for name, base in bases.items() if base and base.get("num_parameters")},
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from proxymix.report.diagnostics import (
     duration,
+    has_reference,
     phase_seconds,
     plot_mirroring,
     plot_phases,
@@ -19,11 +20,12 @@ from proxymix.report.diagnostics import (
     plot_rho,
     plot_score,
     plot_stage_time,
+    unfinished_phases,
 )
 from proxymix.report.plots import highest_loss, plot_accuracy, plot_losses, plot_mixtures
 from proxymix.report.run_data import RunData
 from proxymix.report.theme import source_colours
-from proxymix.report.verdict import fallback_sentence, gate_sentence
+from proxymix.report.verdict import fallback_sentence, gate_sentence, pilot_cost_sentence
 from proxymix.table import method_title
 
 MAX_SEEDS = 4
@@ -84,7 +86,7 @@ def _losses(data: RunData) -> Section:
 def _accuracy(data: RunData) -> Section:
     panels = []
     for method in data.methods:
-        runs = [run for run in data.of_method(method) if run.accuracy]
+        runs = [run for run in data.of_method(method) if run.scored]
         if runs:
             alt = f"Accuracy in percent after each task on every source under {method_title(method)}, mean over {len(runs)} seeds."
             panels.append(Panel(f"accuracy-{method}", alt, plot_accuracy(runs, method_title(method))))
@@ -102,7 +104,7 @@ def _mirroring(data: RunData) -> Section:
     panels.append(
         Panel("mirroring-rho", f"Spearman's ρ per sequence and their mean. {gate_sentence(data.mirroring)}", plot_rho(data.mirroring, threshold))
     )
-    text = f"Do both models forget the same things first? {gate_sentence(data.mirroring)}"
+    text = f"Do both models forget the same things first? {gate_sentence(data.mirroring)} {pilot_cost_sentence(data.mirroring, data.card)}".strip()
     return Section("mirroring", "Does the proxy mirror the target?", text, "the pilots' forgetting values (mirroring.json)", panels)
 
 
@@ -110,11 +112,11 @@ def _learning(data: RunData) -> Section:
     rows = data.learning_curve
     if not rows:
         return Section("learning", "How the controller learnt", "", "the learning curve (controller/learning_curve.jsonl)")
-    episodes = max(row["episodes"] for row in rows)
-    text = f"{len(rows)} iterations, {episodes} proxy episodes. Each iteration trains on one case, so the score moves with the case: "
-    text += "compare it with the reference on that same case."
+    episodes = sum(row["episodes"] for row in rows)
+    text = f"{len(rows)} iterations, {episodes} proxy episodes. Each iteration trains on one case, so the score moves with the case"
+    text += ": compare it with the reference on that same case." if has_reference(rows) else "; this reward has no reference to hold it against."
     panels = [
-        Panel("learning-score", f"Score and reference over {len(rows)} iterations.", plot_score(rows)),
+        Panel("learning-score", f"Score{' and reference' * has_reference(rows)} over {len(rows)} iterations.", plot_score(rows)),
         Panel("learning-reward", f"Mean reward over {len(rows)} iterations with its running mean.", plot_reward(rows)),
         Panel("learning-replay-share", f"Replay share chosen over {len(rows)} iterations.", plot_replay_share(rows)),
     ]
@@ -131,7 +133,8 @@ def _time(data: RunData) -> Section:
         panels.append(
             Panel("time-tuning", "Share of training, validating and deciding in the stages of each method.", plot_stage_time(data.runs, titles))
         )
-    started = dict.fromkeys(event["phase"] for event in data.events if event["event"] == "start")
-    open_phases = [phase.replace("_", " ") for phase in started if phase not in totals]
-    text = "Wall-clock, summed over a phase's runs; phases may overlap." + (f" Begun but not ended: {', '.join(open_phases)}." if open_phases else "")
+    text = "Wall-clock, summed over a phase's runs; phases may overlap."
+    unfinished = {name: ", ".join(phases).replace("_", " ") for name, phases in unfinished_phases(data.events).items()}
+    text += f" Begun but not ended: {unfinished['begun']}." if unfinished["begun"] else ""
+    text += f" Failed the last time: {unfinished['failed']}." if unfinished["failed"] else ""
     return Section("time", "Where the time went", text, "finished phases (events.jsonl)", panels)

@@ -91,16 +91,16 @@ def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Names series at the right edge, where they end, instead of in a legend; labels that would touch are pushed apart.
 
     Args:
-        axes: with its final y limits.
+        axes: with its series drawn and its final y scale.
         labels: (y in data units, text, colour of the series).
     """
-    low, high = axes.get_ylim()
-    box = axes.get_window_extent()
-    gap = 11.5 * axes.figure.dpi / 72 / box.height * (high - low)
+    gap = 11.5 * axes.figure.dpi / 72 / axes.get_window_extent().height
     ordered = sorted(labels)
-    places = spread([y for y, _, _ in ordered], gap, low, high)
-    transform = axes.get_yaxis_transform()
-    for (y, text, colour), place in zip(ordered, places, strict=True):
+    axes.autoscale_view()  # limits that nobody has set are only computed when asked for
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = [float(to_axes.transform((0, y))[1]) for y, _, _ in ordered]  # fractions of the axes' height
+    transform = axes.transAxes
+    for (_, text, colour), y, place in zip(ordered, heights, spread(heights, gap, 0.0, 1.0), strict=True):
         axes.plot([1.008, 1.03, 1.05], [y, place, place], transform=transform, color=colour, linewidth=1.6, clip_on=False, solid_capstyle="round")
         axes.text(1.065, place, text, transform=transform, va="center", fontsize=8)
 

@@ -12,16 +12,28 @@ import numpy as np
 
 from proxymix.metrics import mean_and_error
 from proxymix.report.run_data import Row, TargetRun
-from proxymix.table import COLUMNS, cell, method_title
+from proxymix.table import COLUMNS, cell, method_title, percent
 
 AA = COLUMNS[0]
 COMPARED = (("FGT", "forgetting"), ("NTA", "new-task accuracy"), ("SS", "the safety score"))
 
 
 def verdict(metrics: Mapping[str, Any] | None) -> str:
-    """One sentence: where ProxyMix ended, against the best baseline by AA, and at what cost."""
+    """One sentence: where ProxyMix ended, against the best baseline by AA, and at what cost; before it, how much of it was the fallback."""
     if metrics is None:
         return "Not there yet: no method has been scored, so there is nothing to say about ProxyMix."
+    return f"{_fallback(metrics)}{_comparison(metrics)}"
+
+
+def _fallback(metrics: Mapping[str, Any]) -> str:
+    share = metrics["methods"].get("proxymix", {}).get("fallback_share", {}).get("mean")
+    if not share:
+        return ""
+    stages = "Every stage" if share == 1 else f"{percent(share)} of the stages"
+    return f"{stages} of ProxyMix {'was' if share == 1 else 'were'} tuned on the declared fallback mixture, not on the controller's. "
+
+
+def _comparison(metrics: Mapping[str, Any]) -> str:
     means = {method: row["AA"]["mean"] for method, row in metrics["methods"].items() if row["AA"]["mean"] is not None}
     baselines = [method for method in means if not method.startswith("proxymix")]
     best = max(baselines, key=means.__getitem__, default=None)
@@ -83,7 +95,7 @@ def _cost(metrics: Mapping[str, Any]) -> str:
 def gate_sentence(mirroring: Mapping[str, Any]) -> str:
     """What the mirroring check found, and whether the controller may be transferred."""
     low, high = mirroring["interval"]
-    found = f"ρ = {mirroring['rho']:.2f} (95 % interval {low:.2f} to {high:.2f}, p = {mirroring['p_value']:.2g})"
+    found = f"ρ\u00a0=\u00a0{mirroring['rho']:.2f} (95\u00a0% interval {low:.2f} to {high:.2f}, p\u00a0=\u00a0{mirroring['p_value']:.2g})"
     ceiling = mirroring.get("ceiling")
     beside = [f"{mirroring['partial_rho']:.2f} with the age of the task held fixed"]
     beside += [f"{ceiling:.2f} between the target's own seeds, which is as much as any proxy can reach"] if ceiling is not None else []
@@ -92,6 +104,15 @@ def gate_sentence(mirroring: Mapping[str, Any]) -> str:
     )
     reasons = " ".join(f"{reason[:1].upper()}{reason[1:].rstrip('.')}." for reason in mirroring.get("reasons", []))
     return f"{found}; {'; '.join(beside)}. {gate} {reasons}".strip()
+
+
+def pilot_cost_sentence(mirroring: Mapping[str, Any], card: Mapping[str, Any] | None) -> str:
+    """What the pilots cost, beside the controller's training where both are known; empty when nobody counted."""
+    flops, training, tokens = mirroring.get("training_flops"), (card or {}).get("training_flops"), mirroring.get("num_tokens")
+    if flops:
+        beside = f", {flops / training:.2g} times the controller's training" if training else ""
+        return f"The pilots took {flops:.2g} floating-point operations{beside}."
+    return f"The pilots were tuned on {tokens:,} tokens." if tokens else ""
 
 
 def fallback_sentence(runs: Sequence[TargetRun]) -> str:
