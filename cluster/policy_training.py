@@ -107,14 +107,14 @@ def train_policy(
     return TrainingResult(state.mean_parameters(), rows, tuple(cases))
 
 
-def freeze_controller(config: Config, result: TrainingResult, references: References, num_parameters: int, out: Path) -> str:
+def freeze_controller(config: Config, result: TrainingResult, references: References, num_parameters: int | None, out: Path) -> str:
     """Writes the frozen controller into `out` with what it was trained on and what that cost.
 
     Args:
         config: of the run.
         result: of `train_policy`.
         references: the cases' reference runs; they are part of the cost.
-        num_parameters: of the proxy.
+        num_parameters: of the proxy; None if unknown, and then so is the cost in FLOPs.
         out: folder of the controller.
 
     Returns:
@@ -126,7 +126,8 @@ def freeze_controller(config: Config, result: TrainingResult, references: Refere
         "seed": config.seed,
         "versions": {name: importlib.metadata.version(name) for name in ("proxymix", "ray", "torch", "numpy")},
         "training_cost": cost,
-        "training_flops": training_flops(num_parameters, int(cost["tokens"]) + references.num_tokens)
+        "training_flops": num_parameters
+        and training_flops(num_parameters, int(cost["tokens"]) + references.num_tokens)
         + forward_flops(num_parameters, int(cost["validation_tokens"]) + references.num_validation_tokens),
     }
     return save_controller(out, result.parameters, name="proxymix", architecture=config.controller.architecture, facts=facts)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
+
+from safetensors import safe_open
 
 from cluster.pilots import pretrain_bases
 from cluster.session import ray_session
@@ -21,18 +24,13 @@ def pretrain_base(run: Run) -> tuple[str, str]:
     return folders[0], folders[1]
 
 
-def _num_parameters(folder: str) -> int:
-    from safetensors import safe_open
-
-    total = 0
+def _num_parameters(folder: str) -> int | None:
+    """Counted from the safetensors' headers; None where there are none to read (a hub name)."""
+    shapes = []
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, "np") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                size = 1
-                for dimension in tensors.get_slice(key).get_shape():
-                    size *= dimension
-                total += size
-    return total
+            shapes += [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118 - a safetensors file is no mapping
+    return sum(map(prod, shapes)) if shapes else None
 
 
 def job(run: Run) -> None:
