@@ -51,7 +51,7 @@ def ray_session(config: Config) -> Iterator[None]:
     _check_memory(config)
     os.environ.update(DRIVER_ENVIRONMENT)
     joined = "RAY_ADDRESS" in os.environ
-    own = {} if joined else {"num_cpus": _logical_cpus(config), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    own = {} if joined else {"address": "local", "num_cpus": _logical_cpus(config), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
     environment = {"env_vars": WORKER_ENVIRONMENT}
     try:
         ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)

@@ -17,6 +17,7 @@ from proxymix.metrics import assert_identity
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "smoke.yaml"
+OWN_DATA = ["methods=[no_replay]", "pretraining.tokenizer=bpe"]
 
 
 def free_port():
@@ -181,7 +182,7 @@ class TestMistakes:
             (["tuning.batch_size=-1"], "tuning.batch_size"),
             (["methods=[proxymax]"], "methods.0"),
             (["resources.memory_gib=100000"], "resources.memory_gib"),
-            (["sequence.tasks=[{name: x, format: jsonl, path: nowhere.jsonl}]"], "nowhere.jsonl"),
+            ([*OWN_DATA, "sequence.tasks=[{name: x, format: jsonl, path: nowhere.jsonl}]"], "nowhere.jsonl"),
             (["sequence.tasks=sharp@heldout-0"], "sharp"),
         ],
     )
@@ -190,12 +191,12 @@ class TestMistakes:
         assert result.returncode == 2
         assert message in result.stderr
         assert "Traceback" not in result.stderr
-        assert not list((tmp_path / "runs").rglob("*.safetensors"))
+        assert not (tmp_path / "runs").exists()
 
     def test_a_malformed_row_names_file_and_line(self, tmp_path):
         data = tmp_path / "rows.jsonl"
         data.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
-        result = run_job("pipeline", tmp_path / "runs", f"sequence.tasks=[{{name: x, format: jsonl, path: {data}}}]", timeout=60)
+        result = run_job("pipeline", tmp_path / "runs", *OWN_DATA, f"sequence.tasks=[{{name: x, format: jsonl, path: {data}}}]", timeout=60)
         assert result.returncode == 2
         assert f"{data}:2" in result.stderr or (str(data) in result.stderr and "line 2" in result.stderr)
 
