@@ -23,7 +23,9 @@ from proxymix.artifacts import target_folder, write_json
 from proxymix.cases import sequence_tasks
 from proxymix.config import Config
 from proxymix.errors import UserError
+from proxymix.evaluation.generation import check_answers_fit
 from proxymix.evaluation.scoring import base_score_path, score_path
+from proxymix.learners.models import load_tokenizer
 from proxymix.types import Source
 
 logger = logging.getLogger(__name__)
@@ -57,19 +59,20 @@ class _Call:
 class EvaluationPool:
     """`evaluation.actors` actors and the thread that feeds them. A context manager: leaving it frees everything."""
 
-    def __init__(
-        self, config: Config, base_folder: str, sources: Sequence[Source], *, keep_last: bool = False, call_timeout_s: float = 1800.0
-    ) -> None:
+    def __init__(self, config: Config, base_folder: str, sources: Sequence[Source], *, call_timeout_s: float = 1800.0) -> None:
         """Returns at once; the engines load in the background.
 
         Args:
             config: of the run.
             base_folder: of the untuned target; every checkpoint has its architecture and tokenizer.
             sources: every source of the sequence; only the test rows are used.
-            keep_last: delete a scored checkpoint unless it is the last of its run.
             call_timeout_s: an actor that says nothing for so long is replaced.
+
+        Raises:
+            UserError: the base has no usable tokenizer, or a right answer is longer than `evaluation.max_new_tokens`.
         """
-        self.config, self.base_folder, self.keep_last, self.call_timeout_s = config, base_folder, keep_last, call_timeout_s
+        check_answers_fit(config, sources, load_tokenizer(base_folder))
+        self.config, self.base_folder, self.call_timeout_s = config, base_folder, call_timeout_s
         self._tests = ray.put([replace(source, train=(), buffer=(), validation=()) for source in sources])
         self._queue: Callable[[], list[Checkpoint]] = list
         self._idle: list[ActorHandle] = []
@@ -87,6 +90,15 @@ class EvaluationPool:
         root = Path(run_dir)
         self._queue = lambda: self._checkpoints(root, assignments)
         self._thread.start()
+
+    def check(self) -> None:
+        """Says whether scoring goes on; cheap, from any thread.
+
+        Raises:
+            UserError: what stopped it. A single checkpoint that cannot be scored does not: `finish` tells of it.
+        """
+        if self._fault is not None:
+            raise self._fault
 
     def finish(self, progress: Callable[[int, int], None] | None = None, stall_timeout_s: float = 1800.0) -> None:
         """Waits until every checkpoint that is there has its score; call it when tuning is over.
@@ -107,12 +119,11 @@ class EvaluationPool:
                 progress(done, len(checkpoints))
             if done != last:
                 last, since = done, time.monotonic()
-            if self._fault is not None:
-                raise self._fault
+            self.check()
             if not waiting and self._given_up:
                 raise UserError("\n".join(self._given_up.values()))
             if not waiting:
-                return
+                return _dispose(checkpoints)
             if time.monotonic() - since > stall_timeout_s:
                 raise UserError(f"evaluate: no score came for {stall_timeout_s:.0f} s, {len(waiting)} to go, next {waiting[0].name}; {_REMEDY}")
             time.sleep(POLL_S)
@@ -184,24 +195,23 @@ class EvaluationPool:
 
     def _dispatch(self) -> None:
         settled = {call.checkpoint.score for call in self._calls.values() if call.checkpoint} | set(self._given_up)
-        for checkpoint in self._queue():
-            if checkpoint.score.exists():
-                if checkpoint.disposable:
-                    shutil.rmtree(checkpoint.folder, ignore_errors=True)
-            elif self._idle and checkpoint.score not in settled:
+        checkpoints = self._queue()
+        _dispose(checkpoints)
+        for checkpoint in checkpoints:
+            if self._idle and checkpoint.score not in settled and not checkpoint.score.exists():
                 actor = self._idle.pop()
                 self._calls[actor.score.remote(checkpoint.folder)] = _Call(actor, checkpoint)
 
     def _checkpoints(self, run_dir: Path, assignments: Sequence[tuple[str, int]]) -> list[Checkpoint]:
         """The base, then every checkpoint that is there or was scored, in the order of the assignments."""
-        num_tasks = len(sequence_tasks(self.config))
+        num_tasks, keep_all = len(sequence_tasks(self.config)), self.config.evaluation.keep_checkpoints == "all"
         found = [Checkpoint("base", self.base_folder, base_score_path(run_dir))]
         for method, seed in assignments:
             folder = target_folder(run_dir, method, seed)
             for index in range(num_tasks):
                 model, score = folder / "checkpoints" / f"task{index}", score_path(folder, index)
                 if model.exists() or score.exists():
-                    found.append(Checkpoint(f"task{index}", str(model), score, self.keep_last and index + 1 < num_tasks))
+                    found.append(Checkpoint(f"task{index}", str(model), score, not keep_all and index + 1 < num_tasks))
         return found
 
     def _add_actor(self) -> None:
@@ -210,3 +220,10 @@ class EvaluationPool:
         options = {"num_cpus": 1, "num_gpus": int(config.target.parallelism.use_gpu), "runtime_env": {"env_vars": environment}}
         actor = ray.remote(EvaluationActor).options(**options).remote(config, self.base_folder, self._tests)
         self._calls[actor.warm_up.remote()] = _Call(actor, None)
+
+
+def _dispose(checkpoints: Sequence[Checkpoint]) -> None:
+    """Removes what is scored and need not stay."""
+    for checkpoint in checkpoints:
+        if checkpoint.disposable and checkpoint.score.exists():
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)

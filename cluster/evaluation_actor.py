@@ -13,7 +13,7 @@ from typing import Any
 
 from proxymix.config import Config
 from proxymix.errors import UserError
-from proxymix.evaluation.generation import Generator, TransformersGenerator, generate_answers, prompt_room
+from proxymix.evaluation.generation import Generator, TransformersGenerator, generate_answers
 from proxymix.evaluation.scoring import checkpoint_scores
 from proxymix.learners.models import load_tokenizer
 from proxymix.types import Source
@@ -54,7 +54,7 @@ class EvaluationActor:
         self.generator.load(folder)
         loaded = time.perf_counter()
         rows = [row for source in self.sources for row in source.test]
-        answers = iter(generate_answers(self.generator, self.tokenizer, rows, prompt_room(self.config)))
+        answers = iter(generate_answers(self.generator, self.tokenizer, rows, self.config.tuning.max_length))
         by_source = {source.name: [next(answers) for _ in source.test] for source in self.sources}
         scores = checkpoint_scores(self.sources, by_source, self.config.controller.reward.gamma)
         seconds = {"reload": round(loaded - started, 4), "generate": round(time.perf_counter() - loaded, 4)}

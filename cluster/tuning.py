@@ -8,6 +8,8 @@ the journal at the last stage boundary. What the runs have to say is in their fo
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -84,7 +86,7 @@ def tune_targets(
     plan = TuningPlan(config.model_copy(update={"data_root": data_root}), todo, base_folder, run_dir, controller_for)
     plan.fault_path.unlink(missing_ok=True)
     try:
-        _trainer(plan, name).fit()
+        _fit(_trainer(plan, name))
     except TrainingFailedError as error:
         raise UserError(f"tune_target: {_reason(error)}; every finished stage is kept, run the same command again to go on") from error
     fault = read_json(plan.fault_path)
@@ -110,6 +112,18 @@ def _trainer(plan: TuningPlan, name: str) -> TorchTrainer:
     )
 
 
+def _fit(trainer: TorchTrainer) -> None:
+    """`trainer.fit()`, but Ctrl-C is an interruption: Train's own handler ends the process with exit code 0, and stays when `fit` is over."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit()
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Elsewhere handlers cannot be set, and Train sets none.
+            signal.signal(signal.SIGINT, handler)
+
+
 def _resources(config: Config) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if config.target.parallelism.use_gpu else {"CPU": 1}
 
@@ -130,7 +144,8 @@ def _work(plan: TuningPlan) -> None:
     torch.set_num_threads(plan.config.target.parallelism.threads_per_worker)
     ranks = Ranks(ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size())
     try:
-        builder = ranks.together(partial(target_builder, plan.config, plan.base_folder, ranks))
+        device = ray.train.torch.get_device()
+        builder = ranks.together(partial(target_builder, plan.config, plan.base_folder, ranks, device))
         for method, seed in plan.assignments:
             _tune(plan, method, seed, builder, ranks)
     except UserError as error:
@@ -153,12 +168,19 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
             raise UserError(f"target run {run.name}: {error}") from error
 
 
-def target_builder(config: Config, base_folder: str, ranks: Ranks = SINGLE) -> CaseBuilder:
-    """Builds runs of the target model as `config.target` wants it: adapters, precision, device, ranks."""
+def target_builder(config: Config, base_folder: str, ranks: Ranks = SINGLE, device: torch.device | None = None) -> CaseBuilder:
+    """Builds runs of the target model as `config.target` wants it: adapters, precision, device, ranks.
+
+    Args:
+        config: of the run.
+        base_folder: the untuned target.
+        ranks: this worker's place in its group.
+        device: where the model goes; None: the GPU this process was given, if the target is to use one.
+    """
     target = config.target
+    if device is None:
+        device = torch.device("cuda" if target.parallelism.use_gpu and torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
-    model = load_model(base_folder, target.model.implementation, target.lora, target.precision)
-    if target.parallelism.use_gpu:
-        model = model.to(ray.train.torch.get_device())
+    model = load_model(base_folder, target.model.implementation, target.lora, target.precision).to(device)
     learner = Learner(model, config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=ranks.reduce)
     return CaseBuilder(config, base_folder, learner)

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 from vllm import LLM, SamplingParams
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from proxymix.config import Config
-from proxymix.evaluation.generation import Tokens, prompt_room, until
+from proxymix.evaluation.generation import Tokens, until
 
 
 class VllmGenerator:
@@ -31,7 +32,7 @@ class VllmGenerator:
         self.engine = LLM(
             base_folder,
             dtype="bfloat16" if config.target.precision == "bf16" else "float32",
-            max_model_len=prompt_room(config) + new_tokens,
+            max_model_len=_context_length(config, base_folder),
             enforce_eager=True,
             skip_tokenizer_init=True,
             generation_config="vllm",  # Not the model's own sampling defaults.
@@ -50,6 +51,12 @@ class VllmGenerator:
         """All prompts at once; vLLM batches them."""
         outputs = self.engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], self.sampling, use_tqdm=False)
         return [until(list(output.outputs[0].token_ids), self.end) for output in outputs]
+
+
+def _context_length(config: Config, base_folder: str) -> int:
+    """Tokens that a prompt and its answer may take: the longest row of tuning and a wrong answer that does not end, if the model reaches so far."""
+    wanted = config.tuning.max_length + config.evaluation.max_new_tokens
+    return min(wanted, getattr(AutoConfig.from_pretrained(base_folder).get_text_config(), "max_position_embeddings", wanted))
 
 
 def _pack_output_layer(worker: Any) -> None:

@@ -19,8 +19,12 @@ from jobs.train_controller import train_controller
 from proxymix.cases import load_sources
 from proxymix.config import PROXYMIX, Config
 from proxymix.controllers.baselines import DeclaredFallback, UniformReplay, baseline
+from proxymix.errors import UserError
 from proxymix.types import Controller, Source
 from services.client import ServiceController
+
+Assignments = list[tuple[str, int]]
+"""(method, seed) of every target run."""
 
 
 def controller_for(config: Config, served: Served | None, gate: str | None, method: str, seed: int) -> Controller:
@@ -72,7 +76,7 @@ def _tune(run: Run, target_base: str, choose: Callable[[str, int], Controller], 
     pool.start(run.folder, assignments)
     with run.phase("tune_target"), run.progress("target stages") as update:
         done = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(run, assignments, update, done), daemon=True)
+        watcher = threading.Thread(target=_watch, args=(run, assignments, pool, update, done), daemon=True)
         watcher.start()
         try:
             tune_targets(config, assignments, base_folder=target_base, run_dir=str(run.folder), controller_for=choose, name=f"{config.name}-target")
@@ -81,9 +85,16 @@ def _tune(run: Run, target_base: str, choose: Callable[[str, int], Controller], 
             watcher.join()
 
 
-def _watch(run: Run, assignments: list[tuple[str, int]], update: Callable[[int, int], None], done: threading.Event) -> None:
+def _watch(run: Run, assignments: Assignments, pool: EvaluationPool, update: Callable[[int, int], None], done: threading.Event) -> None:
+    warned = False
     while not done.wait(1.0):
         update(*tuning_progress(run.config, run.folder, assignments))
+        try:
+            pool.check()
+        except UserError as error:
+            if not warned:
+                run.say(f"no more scores for now: {error} (tuning goes on; its checkpoints wait)")
+            warned = True
 
 
 def job(run: Run) -> None:

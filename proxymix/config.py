@@ -166,9 +166,7 @@ class Config(Strict):
                 f"pretraining.tokenizer must be bpe where {presets[0]}.model is a preset and data are not builtin ({', '.join(own)}), got words"
             )
         if PROXYMIX in self.methods and self.controller.curriculum.pool is None and any(spec.format != "builtin" for spec in tasks):
-            raise ValueError(
-                "controller.curriculum.pool must be given where tasks are not builtin, got null; name what it may practise on"
-            )
+            raise ValueError("controller.curriculum.pool must be given where tasks are not builtin, got null; name what it may practise on")
         return self
 
     @property

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import warnings
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -31,12 +32,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceW
 RUN = ("random_30", 0)
 
 
-def config_with(engine, actors=1):
+def config_with(engine, actors=1, **evaluation):
     return Config.model_validate(
         {
             "name": "pool",
             "sequence": {"tasks": ["table_small@heldout-0", "reformat@heldout-0"]},
-            "evaluation": {"engine": engine, "actors": actors, "test_size": 24, "kv_cache_mib": 16},
+            "evaluation": {"engine": engine, "actors": actors, "test_size": 24, "kv_cache_mib": 16, **evaluation},
             "tuning": {"learning_rate": 5e-3},
         }
     )
@@ -181,26 +182,38 @@ def test_a_broken_checkpoint_is_told_and_the_others_are_scored(cluster, models, 
 
 def test_scored_checkpoints_go_when_only_the_last_is_kept(cluster, models, sources, tmp_path):
     first, last = (put_checkpoint(models, name, tmp_path, index) for index, name in enumerate(("short", "long")))
-    with EvaluationPool(CONFIG, str(models / "base"), sources, keep_last=True) as pool:
+    config = config_with("transformers", keep_checkpoints="last")
+    with EvaluationPool(config, str(models / "base"), sources) as pool:
         pool.start(tmp_path, [RUN])
         pool.finish(stall_timeout_s=120)
-        deadline = time.monotonic() + 10
-        while first.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
     assert not first.exists()
     assert last.exists()
     before = score_path(target_folder(tmp_path, *RUN), 0).read_text()
-    with EvaluationPool(CONFIG, str(models / "base"), sources, keep_last=True) as pool:
+    with EvaluationPool(config, str(models / "base"), sources) as pool:
         pool.start(tmp_path, [RUN])
         pool.finish(stall_timeout_s=120)  # A second time: nothing to do, nothing missed.
     assert score_path(target_folder(tmp_path, *RUN), 0).read_text() == before
 
 
-def test_an_unusable_base_is_one_clear_message(cluster, sources, tmp_path):
-    with EvaluationPool(CONFIG, str(tmp_path / "nowhere"), sources) as pool:
+def test_what_cannot_be_scored_is_told_before_any_actor_starts(cluster, models, sources, tmp_path):
+    wait_for_free_cpus(4)
+    with pytest.raises(UserError, match="no tokenizer can be loaded from"):
+        EvaluationPool(CONFIG, str(tmp_path / "nowhere"), sources)
+    with pytest.raises(UserError, match=r"evaluation.max_new_tokens: must hold the longest test answer of general"):
+        EvaluationPool(config_with("transformers", max_new_tokens=2), str(models / "base"), sources)
+    assert ray.available_resources()["CPU"] == 4
+
+
+def test_a_fault_can_be_read_while_tuning_goes_on(cluster, models, sources, tmp_path, monkeypatch):
+    with EvaluationPool(CONFIG, str(models / "base"), sources) as pool:
+        pool.check()
+        monkeypatch.setattr(pool, "_collect", Mock(side_effect=UserError("evaluation.engine: vllm cannot be imported")))
         pool.start(tmp_path, [RUN])
-        with pytest.raises(UserError, match="no tokenizer can be loaded from"):
-            pool.finish(stall_timeout_s=60)
+        pool._thread.join(10)
+        with pytest.raises(UserError, match="vllm cannot be imported"):
+            pool.check()
+        with pytest.raises(UserError, match="vllm cannot be imported"):
+            pool.finish()
     wait_for_free_cpus(4)
 
 
@@ -216,11 +229,11 @@ def hold_all_cpus():
     time.sleep(600)
 
 
-def test_a_standstill_is_told(cluster, sources, tmp_path):
+def test_a_standstill_is_told(cluster, models, sources, tmp_path):
     reference = hold_all_cpus.remote()
     wait_for_free_cpus(0)
     try:
-        with EvaluationPool(CONFIG, "unused", sources) as pool:
+        with EvaluationPool(CONFIG, str(models / "base"), sources) as pool:
             pool.start(tmp_path, [RUN])
             with pytest.raises(UserError, match="no score came for 1 s, 1 to go, next base"):
                 pool.finish(stall_timeout_s=1.0)

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from proxymix.config import LoraConfig, TuningConfig
 from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, gather
+from proxymix.data.tokenizers import train_bpe
 from proxymix.errors import UserError
 from proxymix.learners.learner import Learner, NonFiniteLossError
 from proxymix.learners.models import TransformersModel, load_model, load_tokenizer, save_model
@@ -203,6 +204,55 @@ def test_all_tuned_parameters_live_in_one_tensor(learner):
     assert all(not parameter.any() for parameter in learner.model.parameters())
 
 
+LORA = LoraConfig(rank=4, alpha=8, modules=["q_proj", "v_proj", "down_proj"])
+
+
+def adapted(base_folder):
+    torch.manual_seed(0)
+    return Learner(load_model(base_folder, "transformers", LORA), TUNING)
+
+
+def test_saving_adapters_moves_no_weight_and_writes_the_same_model(base_folder, batches, tmp_path):
+    learner = adapted(base_folder)
+    tuned(learner, batches)
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    for name in ("first", "second"):
+        save_model(learner.model, base_folder, tmp_path / name)
+    after = learner.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "first/model.safetensors").read_bytes() == (tmp_path / "second/model.safetensors").read_bytes()
+    saved, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "first"), batches[0].input_ids
+    with torch.no_grad():
+        expected = learner.model.logits(learner.model.hidden(ids))
+        assert torch.allclose(saved(ids).logits, expected, atol=1e-5)
+        assert not torch.allclose(AutoModelForCausalLM.from_pretrained(base_folder)(ids).logits, expected, atol=1e-2)
+
+
+def test_every_method_starts_from_the_same_adapters(base_folder, batches, tmp_path):
+    learner = adapted(base_folder)
+    start = learner.flat.detach().clone()
+    first = tuned(learner, batches)
+    save_model(learner.model, base_folder, tmp_path)
+    learner.restore_base()
+    assert torch.equal(learner.flat, start)
+    assert tuned(learner, batches) == first
+    assert torch.equal(adapted(base_folder).flat, start)  # As after a restart of the worker.
+
+
+def test_a_saved_tokenizer_is_the_bases_own(base_folder, learner, tmp_path):
+    tokenizer = train_bpe(["red blue", "blue green"], 280)
+    tokenizer.pad_token, tokenizer.chat_template = None, "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert load_tokenizer(tmp_path / "base").pad_token == "<eos>"
+    (tmp_path / "saved").mkdir()
+    save_model(learner.model, tmp_path / "base", tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert saved.pad_token is None  # Ours is not written into other people's models.
+    assert saved.apply_chat_template([{"role": "user", "content": "red"}], tokenize=False) == "red"
+    assert saved("red green, ünusual")["input_ids"] == tokenizer("red green, ünusual")["input_ids"]
+    assert (saved.eos_token, saved.bos_token, len(saved)) == (tokenizer.eos_token, tokenizer.bos_token, len(tokenizer))
+
+
 def test_adapters_alone_are_tuned_and_merged_when_saved(base_folder, batches, source, tmp_path):
     torch.manual_seed(0)
     model = load_model(base_folder, "transformers", LoraConfig(rank=4, alpha=8))
@@ -228,3 +278,5 @@ def test_what_cannot_be_loaded_is_the_users_to_mend(base_folder, tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match=r"target.lora.modules: must name modules"):
         load_model(base_folder, "transformers", LoraConfig(modules=["nowhere"]))
+    with pytest.raises(UserError, match=r"target.lora.modules: must not name embeddings"):
+        load_model(base_folder, "transformers", LoraConfig(modules=["q_proj", "embed_tokens"]))

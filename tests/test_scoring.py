@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from proxymix.artifacts import target_folder, write_json
 from proxymix.config import Config
-from proxymix.data.encoding import encode_split, prompt_ids
+from proxymix.data.encoding import IGNORED, encode_split, prompt_ids
 from proxymix.data.tokenizers import train_bpe, word_tokenizer
-from proxymix.evaluation.generation import TransformersGenerator, generate_answers, prompt_room, until
+from proxymix.errors import UserError
+from proxymix.evaluation.generation import TransformersGenerator, check_answers_fit, generate_answers, until
 from proxymix.evaluation.scoring import assemble_accuracy, base_score_path, checkpoint_scores, score_path
 from proxymix.learners.decoder import LeanLlama
 from proxymix.learners.learner import Learner
@@ -106,7 +107,7 @@ ROWS = [Example(f"{a} {b}", f"{b} {a}") for a in WORDS for b in WORDS if a != b]
 def test_generation_agrees_with_the_teacher_forced_verdict(tmp_path, tokenizer):
     network = tiny_model(tmp_path, tokenizer, steps=45, rows=ROWS[:40])
     settings = config(max_new_tokens=8)
-    answers = generate_answers(TransformersGenerator(str(tmp_path), settings, tokenizer), tokenizer, ROWS, prompt_room(settings))
+    answers = generate_answers(TransformersGenerator(str(tmp_path), settings, tokenizer), tokenizer, ROWS, settings.tuning.max_length)
     right = Learner(network, settings.tuning).accuracies({"rows": encode_split(ROWS, tokenizer, 16)})["rows"].tolist()
     assert [answer == row.response for answer, row in zip(answers, ROWS, strict=True)] == right
     assert 5 < sum(right) < len(ROWS)  # Half learnt, or the comparison would say nothing.
@@ -137,16 +138,28 @@ def test_load_changes_the_model(tmp_path):
     assert generator.generate([[1, 5, 6]]) == first
 
 
-def test_long_prompts_are_cut_from_the_left(tmp_path):
-    tokenizer, seen = word_tokenizer(WORDS), []
+class Recorder:
+    """Knows no answer, but what it was asked."""
 
-    class Recorder:
-        def generate(self, prompts):
-            seen.extend(prompts)
-            return [[] for _ in prompts]
+    def generate(self, prompts):
+        self.prompts = prompts
+        return [[] for _ in prompts]
 
-    settings = config(max_new_tokens=6)
-    assert generate_answers(Recorder(), tokenizer, [Example("red " * 30 + "hen", "one")], prompt_room(settings)) == [""]
-    assert len(seen[0]) == 10
-    assert seen[0][-1] == tokenizer.convert_tokens_to_ids("hen")
-    assert prompt_room(config(max_new_tokens=99)) == 1
+
+def test_prompts_are_cut_exactly_as_in_tuning():
+    tokenizer, recorder = word_tokenizer(WORDS), Recorder()
+    rows = [Example("red " * length + "hen", "one " * answer) for length in (1, 9, 10, 11, 12, 13, 30) for answer in (1, 2, 14)]
+    assert generate_answers(recorder, tokenizer, rows, 16) == [""] * len(rows)
+    split = encode_split(rows, tokenizer, 16)
+    starts = [int((labels != IGNORED).nonzero()[0]) for labels in split.labels]
+    assert recorder.prompts == [ids[: start + 1].tolist() for ids, start in zip(split.input_ids, starts, strict=True)]
+    assert {len(prompt) for prompt in recorder.prompts} == {1, 3, 11, 12, 13, 14}
+
+
+def test_a_right_answer_that_cannot_be_given_is_told():
+    tokenizer, long = word_tokenizer(WORDS), Example("a", "one " * 8)
+    sources = [COLOURS, source("numbers", [Example("a", "two"), long])]
+    with pytest.raises(UserError, match=r"^evaluation.max_new_tokens: must hold the longest test answer of numbers \(9 tokens\), got 8; raise it$"):
+        check_answers_fit(config(max_new_tokens=8), sources, tokenizer)
+    check_answers_fit(config(max_new_tokens=9), sources, tokenizer)
+    check_answers_fit(config(max_new_tokens=1), [source("refusals", [long], "refusal"), source("empty", [])], tokenizer)

@@ -4,11 +4,15 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
+import uuid
 import warnings
 from functools import partial
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,7 +34,7 @@ with warnings.catch_warnings():
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     from cluster.ranks import Ranks
-    from cluster.tuning import _reason, target_builder, tune_targets, tuning_progress
+    from cluster.tuning import _fit, _reason, target_builder, tune_targets, tuning_progress
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -178,7 +182,7 @@ def test_a_mistake_is_one_message_and_the_next_call_goes_on(cluster, base, tmp_p
 
 def test_a_loss_that_explodes_is_told(cluster, base, tmp_path):
     config = config_with(2, learning_rate=1e30, max_grad_norm=1e30)
-    with pytest.raises(UserError, match=r"^target run tuned/random_30/seed0: loss became .*lower tuning.learning_rate$"):
+    with pytest.raises(UserError, match=r"^target run tuned/random_30/seed0: loss became .*lower the learning rate and give the run another name$"):
         tune_targets(config, [("random_30", 0)], base_folder=str(base), run_dir=str(tmp_path), controller_for=choose, name="tuned")
 
 
@@ -188,6 +192,63 @@ def test_a_fault_that_stays_is_told_in_its_last_line():
         _reason(WorkerGroupError("all of it", {1: RuntimeError(trace)})) == "the workers failed 4 times, lastly with: RuntimeError: a wire is loose"
     )
     assert _reason(ControllerError(RuntimeError("no room"))) == "Ray Train stopped: no room"
+
+
+def marked(mark):
+    """Processes that a driver with this environment left behind, itself included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until(condition, seconds, process=None):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.2)
+
+
+def test_ctrl_c_is_an_interruption_and_leaves_nothing_behind(tmp_path):
+    root, mark = Path(__file__).parents[1], uuid.uuid4().hex
+    overrides = [f"runs_root={tmp_path}", f"cache_root={tmp_path / 'cache'}", "methods=[no_replay]", "tuning.steps_per_stage=100"]
+    command = [sys.executable, "-m", "jobs.tune_target", "--config", "configs/smoke.yaml", *overrides, "evaluation.engine=transformers"]
+    environment = {**os.environ, "TEST_MARK": mark, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_until((target_folder(tmp_path / "smoke", "no_replay", 0) / "decisions.jsonl").exists, 120, process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+        assert "interrupted; the same command goes on from here" in said
+        assert "Traceback" not in said
+        assert json.loads((tmp_path / "smoke/manifest.json").read_text())["status"] == "interrupted"
+        wait_until(lambda: not marked(mark), 30)
+    finally:
+        for left in marked(mark):
+            left.kill()
+        process.wait()
+
+
+class Trainer:
+    """Behaves on Ctrl-C as Train does."""
+
+    def fit(self):
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+
+def test_trains_own_handler_is_undone():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(Trainer())
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def one_rank(rank, store, results):

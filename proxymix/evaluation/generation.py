@@ -1,6 +1,6 @@
 """Greedy answers to the test prompts, by whatever engine holds the model.
 
-    examples → prompt tokens, cut as in tuning → Generator (transformers here, vLLM in `cluster.vllm_engine`) → answer texts
+    examples → prompt tokens, cut exactly as in tuning → Generator (transformers here, vLLM in `cluster.vllm_engine`) → answer texts
 
 Engines see tokens only, so that the model is asked exactly as it was tuned, and two engines can be compared token by token.
 """
@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 
 from proxymix.config import Config
-from proxymix.data.encoding import prompt_ids
-from proxymix.types import Example
+from proxymix.data.encoding import prompt_ids, response_text
+from proxymix.errors import UserError
+from proxymix.types import Example, Source
 
 Tokens = list[int]
 
@@ -88,20 +89,38 @@ def until(tokens: Tokens, end: int) -> Tokens:
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
-def prompt_room(config: Config) -> int:
-    """Tokens a prompt may have, so that it and the longest answer fit into `tuning.max_length`; at least 1."""
-    return max(1, config.tuning.max_length - config.evaluation.max_new_tokens)
+def answer_length(example: Example, tokenizer: Any) -> int:
+    """Tokens of the right answer, its end token included."""
+    return len(tokenizer(response_text(example), add_special_tokens=False)["input_ids"]) + 1
 
 
-def generate_answers(generator: Generator, tokenizer: Any, examples: Sequence[Example], room: int) -> list[str]:
+def check_answers_fit(config: Config, sources: Sequence[Source], tokenizer: Any) -> None:
+    """Makes sure that every right answer can be given at all. A refusal is known by its first words, so it need not be complete.
+
+    Raises:
+        UserError: `evaluation.max_new_tokens` cuts the right answer to an exact-match test row.
+    """
+    for source in sources:
+        if source.scorer == "exact_match" and source.test:
+            longest = max(answer_length(row, tokenizer) for row in source.test)
+            if longest > config.evaluation.max_new_tokens:
+                raise UserError(
+                    f"evaluation.max_new_tokens: must hold the longest test answer of {source.name} ({longest} tokens), "
+                    f"got {config.evaluation.max_new_tokens}; raise it"
+                )
+
+
+def generate_answers(generator: Generator, tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[str]:
     """What the model answers to each prompt, without surrounding white space.
 
     Args:
         generator: holds the model.
         tokenizer: the model's.
-        examples: their prompts are asked; responses are not looked at.
-        room: tokens a prompt may have; a longer one is cut from the left, as in tuning.
+        examples: their prompts are asked.
+        max_length: `tuning.max_length`. A prompt is cut from the left to what tuning would have left of it beside the row's own answer:
+            the only thing that responses are looked at for.
     """
-    answers = generator.generate([prompt_ids(example.prompt, tokenizer)[-room:] for example in examples])
+    rooms = [max(1, max_length - answer_length(example, tokenizer)) for example in examples]
+    answers = generator.generate([prompt_ids(example.prompt, tokenizer)[-room:] for example, room in zip(examples, rooms, strict=True)])
     # Tuning sets the answer off from the prompt by one space, so a byte-level answer starts with it.
     return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in answers]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,8 +13,6 @@ from torch import Tensor, nn
 from proxymix.config import LoraConfig
 from proxymix.errors import UserError
 from proxymix.learners.decoder import LeanLlama
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
 class LanguageModel(Protocol):
@@ -68,27 +67,42 @@ class TransformersModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """The full model in its own architecture, adapters merged into a copy of the weights."""
-        if not self.lora:
-            self.model.save_pretrained(folder)
-            return
-        self.model.merge_adapter()
-        try:
+        if self.lora:
             base = self.model.get_base_model()
-            prefix, adapter = ".base_layer", "lora_"
-            merged = {name.replace(prefix, ""): value for name, value in base.state_dict().items() if adapter not in name}
-            base.save_pretrained(folder, state_dict=merged)
-        finally:
-            self.model.unmerge_adapter()
+            base.save_pretrained(folder, state_dict=_merged_state(base))
+        else:
+            self.model.save_pretrained(folder)
 
 
 def _with_lora(model: Any, lora: LoraConfig) -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    outer = {name for name, module in model.named_modules() if module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    if tied and any(name.split(".")[-1] in lora.modules for name in outer):
+        raise UserError(f"target.lora.modules: must not name embeddings that the model ties to its output layer, got {lora.modules}; remove them")
     try:
         return get_peft_model(model, PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.modules), task_type="CAUSAL_LM"))
     except ValueError as error:
         raise UserError(f"target.lora.modules: must name modules of the model, got {lora.modules}: {error}") from error
+
+
+@torch.no_grad()
+def _merged_state(base: Any) -> dict[str, Tensor]:
+    """The weights with adapters added, under the names they have without adapters.
+
+    Computed beside the model: peft's own merging in place and back is not exact, so every checkpoint would move the frozen weights.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    state = {name: value for name, value in base.state_dict().items() if ".lora_" not in name}
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            deltas = [module.get_delta_weight(adapter).float() for adapter in module.active_adapters]
+            state[f"{name}.base_layer.weight"] = torch.stack([weight.float(), *deltas]).sum(0).to(weight.dtype)
+    return {name.replace(".base_layer.", "."): value for name, value in state.items()}
 
 
 def load_model(folder: str | Path, implementation: str, lora: LoraConfig | None = None, precision: str = "fp32") -> LanguageModel:
@@ -105,12 +119,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         UserError: there is none, or it has no end-of-text token.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: no tokenizer can be loaded from {str(folder)!r}: {error}") from error
+    tokenizer = _published_tokenizer(str(folder))
     if tokenizer.eos_token_id is None:
         raise UserError(f"model: the tokenizer in {str(folder)!r} must have an eos token; add one to its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -118,9 +127,24 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
-def save_model(model: LanguageModel, base_folder: Path, folder: Path) -> None:
-    """A complete Hugging Face folder: `model` with the tokenizer that stands in `base_folder`."""
+def save_model(model: LanguageModel, base_folder: str | Path, folder: Path) -> None:
+    """A complete Hugging Face folder: `model` with the tokenizer of `base_folder` (a folder or hub name), exactly as its authors made it."""
     model.save(folder)
-    for name in TOKENIZER_FILES:
-        if (base_folder / name).exists():
-            shutil.copy(base_folder / name, folder / name)
+    _kept_tokenizer(str(base_folder)).save_pretrained(folder)
+    settings = Path(base_folder) / "generation_config.json"
+    if settings.exists():  # The lean decoder knows nothing of it; transformers' models have written the same already.
+        shutil.copy(settings, folder)
+
+
+def _published_tokenizer(folder: str) -> Any:
+    """Read anew, without the pad token that `load_tokenizer` may add: it would tell later users that the end token is padding."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: no tokenizer can be loaded from {folder!r}: {error}") from error
+
+
+_kept_tokenizer = lru_cache(maxsize=2)(_published_tokenizer)
+"""For `save_model` alone, which changes nothing in it and is called after every task."""
