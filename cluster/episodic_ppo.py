@@ -249,7 +249,7 @@ def algorithm_config(config: Config) -> PPOConfig:
         )
         .rl_module(rl_module_spec=module_spec(controller, config.seed))
         .training(
-            lr=ppo.learning_rate,
+            lr=controller.learning_rate,
             gamma=ppo.discount,
             lambda_=ppo.gae_lambda,
             clip_param=ppo.clip,

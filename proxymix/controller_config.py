@@ -29,7 +29,8 @@ class RewardConfig(Strict):
 class PPOConfig(Strict):
     """RLlib PPO. Defaults suit the equivariant controller and the paired reward (docs/decisions)."""
 
-    learning_rate: float = Field(default=0.04, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    """None: 0.04 for the equivariant controller's few gains, 3e-4 (the paper's) for the flat MLP."""
     num_epochs: int = Field(default=10, ge=1)
     minibatch_size: int | None = Field(default=None, ge=2)
     """None: the full batch."""
@@ -89,3 +90,8 @@ class ControllerConfig(Strict):
     ppo: PPOConfig = PPOConfig()
     reward: RewardConfig = RewardConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+
+    @property
+    def learning_rate(self) -> float:
+        """PPO's, as given or as suits the architecture."""
+        return self.ppo.learning_rate or {"equivariant": 0.04, "flat": 3e-4}[self.architecture]

@@ -35,7 +35,7 @@ def configured_source(config: Config, spec: SourceConfig) -> Source:
 def load_source(spec: SourceConfig, *, data_root: str | None, sizes: SplitSizes, seed: int) -> Source:
     """The source that `spec` describes, with disjoint splits.
 
-    Deterministic in (seed, `spec.label`) and the data: which other sources there are changes nothing.
+    Deterministic in the seed, format, path and task, and the data: which other sources there are changes nothing.
 
     Args:
         spec: format and place of the data.
@@ -51,7 +51,8 @@ def load_source(spec: SourceConfig, *, data_root: str | None, sizes: SplitSizes,
         from proxymix.data.builtin import build_source  # it builds on `splits`, so it cannot be imported before this package is
 
         return replace(build_source(str(spec.task), spec.world, sizes, seed), name=spec.label)
-    generator = source_generator(seed, spec.label)
+    # By where the rows come from, not by label: the same file under another name must not get other test rows.
+    generator = source_generator(seed, "/".join((spec.format, spec.path or "", spec.task or "")))
     return split_source(spec.label, _read(spec, Path(data_root or "."), generator), sizes, generator)
 
 

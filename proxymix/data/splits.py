@@ -47,9 +47,9 @@ class Pools:
     """More training rows, which never become validation or test (generated ones, say)."""
 
 
-def source_generator(seed: int, name: str) -> np.random.Generator:
-    """The random numbers of one source: a function of the seed and the source's own name, never of which other sources there are."""
-    return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])])
+def source_generator(seed: int, origin: str) -> np.random.Generator:
+    """The random numbers of one source: a function of the seed and of where its rows come from, never of which other sources there are."""
+    return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(origin.encode()).digest()[:8])])
 
 
 def split_source(name: str, pools: Pools, sizes: SplitSizes, generator: np.random.Generator) -> Source:
