@@ -25,7 +25,9 @@ def tiny_config(architecture="equivariant", **controller):
     settings = {"architecture": architecture, "max_sources": 6, "episodes": 8, "episodes_per_iteration": 4, "num_env_runners": 0}
     settings["curriculum"] = {"num_tasks": 3, "num_cases": 2}
     tuning = {"stages_per_task": 2}
-    return Config.model_validate({"name": "tiny", "seed": 5, "sequence": {"tasks": "long@heldout-0"}, "controller": settings | controller, "tuning": tuning})
+    return Config.model_validate(
+        {"name": "tiny", "seed": 5, "sequence": {"tasks": "long@heldout-0"}, "controller": settings | controller, "tuning": tuning}
+    )
 
 
 def fake_cases(count=2):

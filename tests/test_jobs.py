@@ -42,7 +42,7 @@ def arguments(job, runs, *overrides, config=SMOKE):
 
 
 def environment():
-    return {**os.environ, "COVERAGE_PROCESS_START": "", "COLUMNS": "120"}
+    return {**os.environ, "COLUMNS": "120"}
 
 
 def run_job(job, runs, *overrides, config=SMOKE, timeout=400):
