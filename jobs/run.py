@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from proxymix.artifacts import read_json, write_json, write_text
-from proxymix.config import Config
+from proxymix.config import Config, load_config
 from proxymix.errors import UserError
 
 RECORDED_PACKAGES = (
@@ -52,8 +52,9 @@ class Run:
         run = cls(config, Console(stderr=True), job)
         written = run.folder / "config.yaml"
         if written.exists():
-            before, tree = yaml.safe_load(written.read_text()), config.model_dump(mode="json")
-            changed = sorted(key for key in tree if key not in RESUMABLE and before.get(key) != tree[key])
+            # Through the model: keys that are newer than the run take their defaults.
+            before = load_config(written).model_dump(mode="json")
+            changed = sorted(key for key, value in config.model_dump(mode="json").items() if key not in RESUMABLE and before[key] != value)
             if changed:
                 raise UserError(
                     f"name: run {str(run.folder)!r} was begun with another {', '.join(changed)}; give it another name or remove the folder"
