@@ -23,6 +23,7 @@ def own_data(tmp_path):
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     tree = {
         "name": "own",
+        "methods": ["no_replay"],
         "data_root": str(tmp_path),
         "cache_root": str(tmp_path / "bases"),
         "sequence": {"tasks": [{"format": "jsonl", "path": "secret.jsonl"}], "anchors": [{"format": "jsonl", "path": "sums.jsonl"}]},

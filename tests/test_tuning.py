@@ -221,18 +221,18 @@ def test_ctrl_c_is_an_interruption_and_leaves_nothing_behind(tmp_path):
     environment = {**os.environ, "TEST_MARK": mark, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        wait_until((target_folder(tmp_path / "smoke", "no_replay", 0) / "decisions.jsonl").exists, 120, process)
+        wait_until((target_folder(tmp_path / "smoke", "no_replay", 0) / "decisions.jsonl").exists, 400, process)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == 130, said
         assert "interrupted; the same command goes on from here" in said
         assert "Traceback" not in said
         assert json.loads((tmp_path / "smoke/manifest.json").read_text())["status"] == "interrupted"
-        wait_until(lambda: not marked(mark), 30)
+        wait_until(lambda: not marked(mark), 60)
     finally:
         for left in marked(mark):
             left.kill()
-        process.wait()
+        process.communicate()
 
 
 class Trainer:
