@@ -18,6 +18,7 @@ from torch import Tensor
 from proxymix.config import TuningConfig
 from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather
 from proxymix.data.sampler import MixtureSampler, Places
+from proxymix.probing import Readings
 from proxymix.reward import safety_score
 from proxymix.types import Controller, Decision, Role, SourceReading, StageBoundary, StageRecord
 
@@ -89,7 +90,7 @@ class ContinualRun:
         self.steps_per_stage = list(steps_per_stage or [tuning.steps_per_stage] * len(tasks))
         self.sampler = MixtureSampler(seed)
         self.task_index, self.stage_index = 0, 0
-        self.histories: dict[str, list[float]] = {}
+        self.readings = Readings()
         self.reference_losses: dict[str, float] = {}
 
     @property
@@ -104,8 +105,9 @@ class ContinualRun:
 
     def observe(self) -> StageBoundary:
         """All that may be known now. After the last task: the final readings, with the last task still current."""
-        if not self.histories:
-            self._read_losses()
+        if not self.readings.histories:
+            self._read_losses(always=())
+            self.reference_losses = {source.name: self.readings.histories[source.name][-1] for source in self.anchors}
         current = self.tasks[min(self.task_index, len(self.tasks) - 1)].name
         readings = [self._reading(source.name, current) for source in self.visible]
         stage = self.stage_index if not self.done else self.tuning.stages_per_task - 1
@@ -130,8 +132,7 @@ class ContinualRun:
         losses, num_tokens = self._train(plan, pools)
         trained = time.perf_counter()
         position = (self.task_index, self.stage_index)
-        self._move_on(boundary.current.name)
-        num_validation_tokens = sum(int(source.probe.lengths.sum()) for source in self.visible)
+        num_validation_tokens = self._move_on(boundary.current.name)
         return StageRecord(
             request_id=f"{self.name}/task{position[0]}/stage{position[1]}",
             boundary=boundary,
@@ -162,7 +163,7 @@ class ContinualRun:
         return {
             "task_index": self.task_index,
             "stage_index": self.stage_index,
-            "histories": {name: list(losses) for name, losses in self.histories.items()},
+            "readings": self.readings.state_dict(),
             "reference_losses": dict(self.reference_losses),
             "consumed": dict(self.sampler.consumed),
         }
@@ -170,7 +171,7 @@ class ContinualRun:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; the learner's own state is loaded apart."""
         self.task_index, self.stage_index = state["task_index"], state["stage_index"]
-        self.histories = {name: list(losses) for name, losses in state["histories"].items()}
+        self.readings.load_state_dict(state["readings"])
         self.reference_losses = dict(state["reference_losses"])
         self.sampler.consumed = dict(state["consumed"])
 
@@ -184,27 +185,30 @@ class ContinualRun:
             num_tokens += sum(int(splits[s].lengths[row]) for s, row in located)
         return losses, num_tokens
 
-    def _move_on(self, current: str) -> None:
-        """To the next boundary, whose losses are read; a task's last reading becomes its reference."""
+    def _move_on(self, current: str) -> int:
+        """To the next boundary, whose losses are read; a task's last reading becomes its reference. Returns the tokens read."""
         self.stage_index += 1
         task_over = self.stage_index == self.tuning.stages_per_task
         if task_over:
             self.task_index, self.stage_index = self.task_index + 1, 0
-        self._read_losses()
+        # What was trained is read, and so is a task that has just come: the one because it changed most, the other for the first time.
+        num_tokens = self._read_losses(always=(current,))
         if task_over:
-            self.reference_losses[current] = self.histories[current][-1]
+            self.reference_losses[current] = self.readings.histories[current][-1]
+        return num_tokens
 
-    def _read_losses(self) -> None:
-        first = not self.histories
-        for name, loss in self.learner.losses({source.name: source.probe for source in self.visible}).items():
-            self.histories.setdefault(name, []).append(loss)
-        if first:
-            self.reference_losses = {source.name: self.histories[source.name][-1] for source in self.anchors}
+    def _read_losses(self, always: Sequence[str]) -> int:
+        """Reads what is due at this boundary, `always` in any case; returns the tokens that took."""
+        visible = {source.name: source.probe for source in self.visible}
+        due = self.readings.due(list(visible), always, self.tuning.probe_budget)
+        self.readings.add(list(visible), self.learner.losses({name: visible[name] for name in due}))
+        return sum(visible[name].num_tokens for name in due)
 
     def _reading(self, name: str, current: str) -> SourceReading:
         role: Role = "current" if name == current else "anchor" if any(a.name == name for a in self.anchors) else "past"
         reference = None if role == "current" else self.reference_losses[name]
-        return SourceReading(name, role, tuple(self.histories[name]), reference)
+        readings = self.readings
+        return SourceReading(name, role, tuple(readings.histories[name]), reference, readings.ages[name], readings.intervals[name])
 
 
 def run_continual(run: ContinualRun, controller: Controller, journal: Journal | None = None) -> list[StageRecord]:

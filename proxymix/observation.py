@@ -8,6 +8,7 @@ Both are functions of the boundary alone, so the service needs no state and a re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ FloatArray = NDArray[np.float64]
 
 CONTEXT_FEATURES = ("bias", "log_total_regression", "log_current_loss", "log_num_buffers", "current_slope", "position")
 """Pooled features that decide the replay share."""
-SOURCE_FEATURES = ("log_regression", "log_loss", "slope", "is_anchor", "is_freshest")
+SOURCE_FEATURES = ("log_regression", "log_loss", "slope", "is_anchor", "is_freshest", "age")
 """One source's own features, which decide how the share is split."""
 
 _LOSS_FLOOR = 0.05
@@ -66,6 +67,7 @@ def flat_observation(boundary: StageBoundary, max_sources: int) -> FloatArray:
     """The paper's state s = [ℓ̃_1..ℓ̃_T, Δℓ̃_1..Δℓ̃_T, onehot(k), p], `[3·max_sources + 1]`, zero for sources not yet visible.
 
     Slot i is the i-th visible source: anchors first, then tasks in the order they came. p ∈ [0, 1) is the progress inside the task.
+    The paper reads every source at every decision; of one that was not, this is the state at its last reading, the change per stage.
 
     Raises:
         ValueError: more sources are visible than `max_sources`.
@@ -74,8 +76,8 @@ def flat_observation(boundary: StageBoundary, max_sources: int) -> FloatArray:
         raise ValueError(f"sources must number at most {max_sources} for a flat controller, got {len(boundary.sources)}; train an equivariant one")
     state = np.zeros((3, max_sources))
     for slot, source in enumerate(boundary.sources):
-        scores = normalised(source.losses)
-        state[:, slot] = scores[-1], last_change(scores), source.role == "current"
+        scores = normalised(source.losses[: len(source.losses) - source.age])
+        state[:, slot] = scores[-1], last_change(scores) / source.interval, source.role == "current"
     return np.append(state.ravel(), boundary.stage_index / boundary.num_stages)
 
 
@@ -106,6 +108,7 @@ def source_features(boundary: StageBoundary) -> FloatArray:
             _relative_slope(source),
             float(source.role == "anchor"),
             float(source.role == "past" and len(source.losses) == fewest),
+            0.5 * math.log1p(source.age),
         ]
         for source in boundary.sources
     ]
@@ -141,13 +144,13 @@ def _regression(source: SourceReading) -> float:
 
 
 def _relative_slope(source: SourceReading) -> float:
-    """Fall of the loss over the last stage relative to its level, within ±1; 0 at the first reading."""
-    if len(source.losses) < 2:
+    """Fall of the loss per stage between the last two readings, relative to its level, within ±1; 0 at the first reading."""
+    if len(source.losses) < 2 + source.age:
         return 0.0
-    before, now = source.losses[-2:]
-    return float(np.clip((before - now) / (before + _LOSS_FLOOR), -1.0, 1.0))
+    before, now = source.losses[-2 - source.age], source.losses[-1]
+    return max(-1.0, min(1.0, (before - now) / (before + _LOSS_FLOOR) / source.interval))
 
 
 def _log_scale(nats: float) -> float:
     """Logarithm of a loss, shifted and scaled so that 0.01 to 5 nats span about −1 to 2."""
-    return float((np.log(max(nats, 0.0) + _LOSS_FLOOR) + 1.5) / 1.5)
+    return (math.log(max(nats, 0.0) + _LOSS_FLOOR) + 1.5) / 1.5

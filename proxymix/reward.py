@@ -24,8 +24,8 @@ def paper_reward(after: StageBoundary, trained: str, *, lambda_: float, beta: fl
         beta: weight of the safety score.
         safety: S (Eq. 7) on validation data, in [−γ, 1]; None while no safety source is visible (the term is then left out).
     """
-    # A task that has just appeared has no change yet and was not there to be harmed.
-    changes = {source.name: last_change(normalised(source.losses)) for source in after.sources if len(source.losses) > 1}
+    # A task that has just appeared has no change yet and was not there to be harmed; of one that was not read none is known.
+    changes = {s.name: 0.0 if s.age else last_change(normalised(s.losses)) for s in after.sources if len(s.losses) > 1}
     rises = [max(0.0, change) for name, change in changes.items() if name != trained]
     return -changes[trained] - lambda_ * sum(rises) / max(len(rises), 1) + (beta * safety if safety is not None else 0.0)
 

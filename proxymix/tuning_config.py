@@ -163,3 +163,12 @@ class TuningConfig(Strict):
     """Examples kept of each anchor, which is broader than a task."""
     validation_size: int = Field(default=16, ge=2)
     """Examples of each source whose loss the controller sees."""
+    probes_per_boundary: int | None = Field(default=None, ge=3)
+    """Sources whose loss is read at a stage boundary; the rest carry their last reading over, the oldest are read next. None: as many as
+    cost about a twelfth of a stage, at least 3. To read all of them always, give their number or more."""
+
+    @property
+    def probe_budget(self) -> int:
+        """`probes_per_boundary`, or what suits the stage: a forward pass is a third of a training step, so a quarter of its rows."""
+        rows = self.steps_per_stage * self.batch_size
+        return self.probes_per_boundary or max(3, rows // (4 * self.validation_size))

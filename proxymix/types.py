@@ -45,9 +45,14 @@ class SourceReading:
     name: str
     role: Role
     losses: tuple[float, ...]
-    """Validation losses, nats per answer token, one per decision since the source became visible; the last is now."""
+    """Validation losses, nats per answer token, one per decision since the source became visible; the last is now. Where there was no new
+    reading the one before is repeated."""
     reference_loss: float | None = None
     """Loss at the end of the source's own task (anchor: before tuning began); None while the source is current."""
+    age: int = 0
+    """Stages since the source was last read; 0: just now. The last `age` losses are repeats."""
+    interval: int = 1
+    """Stages between the last two readings; 1 where every boundary reads."""
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class ServiceController:
         """
         request = _request(boundary, f"{self.run}/task{boundary.task_index}/stage{boundary.stage_index}")
         try:
-            content = self.connection.send("POST", "/v1/decisions", request.model_dump_json(exclude_none=True))
+            content = self.connection.send("POST", "/v1/decisions", request.model_dump_json(exclude_defaults=True))
         except _AwayError as error:
             return replace(self.fallback.decide(boundary), fallback=f"controller service away: {error}")
         decision = _decision(self.connection.url, content, boundary)

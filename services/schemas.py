@@ -39,7 +39,20 @@ class SourceReadingModel(WireModel):
     reference_loss: Loss | None = Field(default=None, validate_default=True)
     """Nats per answer token at the end of the source's own task (anchor: before tuning began); absent for the current task."""
     losses: list[Loss] = Field(min_length=1, max_length=10_000)
-    """Raw validation losses, nats per answer token, one per decision since the source became visible; the last is now."""
+    """Raw validation losses, nats per answer token, one per decision since the source became visible; the last is now. Where there was no
+    new reading the one before is repeated."""
+    age: Count = Field(default=0, ge=0)
+    """Stages since the source was last read, less than the number of losses; 0: just now, the last loss is new."""
+    interval: Count = Field(default=1, ge=1)
+    """Stages between the last two readings; 1 where every boundary reads."""
+
+    @field_validator("age")
+    @classmethod
+    def _below_number_of_losses(cls, age: int, info: ValidationInfo) -> int:
+        num_losses = len(info.data.get("losses", ()))
+        if num_losses and age >= num_losses:
+            raise ValueError(f"must be less than the number of losses, got age {age} and {num_losses} losses")
+        return age
 
     @field_validator("reference_loss")
     @classmethod
@@ -95,7 +108,14 @@ class DecisionRequest(WireModel):
             pydantic.ValidationError: the boundary breaks a rule of the wire format, e.g. a loss is not finite.
         """
         sources = [
-            SourceReadingModel(name=reading.name, role=reading.role, reference_loss=reading.reference_loss, losses=list(reading.losses))
+            SourceReadingModel(
+                name=reading.name,
+                role=reading.role,
+                reference_loss=reading.reference_loss,
+                losses=list(reading.losses),
+                age=reading.age,
+                interval=reading.interval,
+            )
             for reading in boundary.sources
         ]
         return cls(
@@ -109,7 +129,7 @@ class DecisionRequest(WireModel):
     def to_boundary(self) -> StageBoundary:
         """What the controller is shown: everything but the request's name."""
         readings = tuple(
-            SourceReading(name=source.name, role=source.role, losses=tuple(source.losses), reference_loss=source.reference_loss)
+            SourceReading(source.name, source.role, tuple(source.losses), source.reference_loss, source.age, source.interval)
             for source in self.sources
         )
         return StageBoundary(task_index=self.task_index, stage_index=self.stage_index, num_stages=self.num_stages, sources=readings)

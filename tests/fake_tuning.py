@@ -16,7 +16,7 @@ def boundary(rng, num_past=2, stage=1, anchors=ANCHORS):
         return tuple(rng.uniform(0.1, 3.0, size=3).tolist())
 
     sources = [SourceReading(f"anchor{i}", "anchor", losses(), 0.4) for i in range(anchors)]
-    sources += [SourceReading(f"task{i}", "past", losses(), 0.5) for i in range(num_past)]
+    sources += [SourceReading(f"task{i}", "past", losses(), 0.5, age=i % 2, interval=1 + i % 3) for i in range(num_past)]
     sources.append(SourceReading(f"task{num_past}", "current", losses()))
     return StageBoundary(num_past, stage, 4, tuple(sources))
 

@@ -57,6 +57,7 @@ def test_sources_may_be_written_short(write):
         ({"tuning": {"batch_size": "many"}}, "tuning.batch_size", "integer"),
         ({"tuning": {"batch_size": 0}}, "tuning.batch_size", "greater than or equal to 1"),
         ({"tuning": {"learning_rate": -1}}, "tuning.learning_rate", "greater than 0"),
+        ({"tuning": {"probes_per_boundary": 2}}, "tuning.probes_per_boundary", "greater than or equal to 3"),
         ({"tuning": 7}, "tuning", "mapping|dictionary|valid"),
         ({"name": "a/b"}, "name", "pattern"),
         ({"seeds": []}, "seeds", "at least 1"),

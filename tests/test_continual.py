@@ -13,7 +13,7 @@ from proxymix.controllers.baselines import Ramp, UniformReplay
 from proxymix.data.encoding import EncodedSource, EncodedSplit
 from proxymix.types import Decision
 
-TUNING = TuningConfig(stages_per_task=2, steps_per_stage=3, batch_size=8)
+TUNING = TuningConfig(stages_per_task=2, steps_per_stage=3, batch_size=8, probes_per_boundary=4)
 NAMES = ["safety", "code", "math", "chat"]
 """One anchor, three tasks. Every token of source i is i."""
 
@@ -108,9 +108,9 @@ def test_the_reference_is_the_loss_at_the_end_of_a_sources_own_task():
     references = {source.name: source.reference_loss for source in run.observe().sources}
     stages = TUNING.stages_per_task
     assert references == {
-        "safety": run.histories["safety"][0],
-        "code": run.histories["code"][stages],
-        "math": run.histories["math"][stages],
+        "safety": run.readings.histories["safety"][0],
+        "code": run.readings.histories["code"][stages],
+        "math": run.readings.histories["math"][stages],
         "chat": None,
     }
 

@@ -37,7 +37,10 @@ def real_scene(seed, num_past, anchors):
 
     def reading(name, role, age):
         losses = tuple(rng.uniform(0.1, 3.0, size=2 * age + 2).tolist())
-        return SourceReading(name, role, losses, None if role == "current" else float(rng.uniform(0.1, 1.0)))
+        if role == "current":
+            return SourceReading(name, role, losses)
+        unread = int(rng.integers(len(losses)))
+        return SourceReading(name, role, losses, float(rng.uniform(0.1, 1.0)), unread, int(rng.integers(1, 5)))
 
     sources = [reading(f"anchor{i}", "anchor", num_past) for i in range(anchors)]
     sources += [reading(f"task{i}", "past", num_past - i) for i in range(num_past)]
@@ -78,7 +81,7 @@ def test_a_flipped_byte_is_refused(tmp_path, position):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"schema_version": 1', '"schema_version": 2', "schema_version must be 1"),
+        ('"schema_version": 2', '"schema_version": 1', "schema_version must be 2, got 1.*train anew"),
         ('"context.bias"', '"context.mood"', "observation must be"),
         ('"rate": 0.1', '"rate": 0.2', "normalisation must be"),
         ("{", "(", "cannot read"),

@@ -87,9 +87,13 @@ def test_gather_is_naive_padding(first, second, data):
 
 @given(examples, examples)
 def test_stack_knows_whose_each_row_is(first, second):
-    batch, owners = stack([encode_split(rows, TOKENIZER, 32) for rows in (first, second)])
+    splits = [encode_split(rows, TOKENIZER, 32) for rows in (first, second)]
+    batch, owners = stack(splits)
     assert owners.tolist() == [0] * len(first) + [1] * len(second)
-    assert len(batch.input_ids) == len(owners)
+    expected = gather(splits, [(s, row) for s in (0, 1) for row in range(len(splits[s]))])
+    assert torch.equal(batch.labels, expected.labels)
+    read = torch.arange(batch.input_ids.shape[1]) < torch.cat([split.lengths for split in splits])[:, None]
+    assert torch.equal(batch.input_ids[read], expected.input_ids[read])
 
 
 def test_a_source_is_encoded_without_its_test_split():

@@ -105,7 +105,9 @@ class TestPipeline:
         folder, _ = finished
         controller = FrozenController.load(folder / "controller")
         for row in rows(folder / "target/proxymix/seed0/decisions.jsonl"):
-            sources = tuple(SourceReading(s["name"], s["role"], tuple(s["losses"]), s["reference_loss"]) for s in row["sources"])
+            sources = tuple(
+                SourceReading(s["name"], s["role"], tuple(s["losses"]), s["reference_loss"], s["age"], s["interval"]) for s in row["sources"]
+            )
             boundary = StageBoundary(row["task_index"], row["stage_index"], row["num_stages"], sources)
             assert controller.decide(boundary).weights == pytest.approx(row["weights"], abs=1e-9)
 

@@ -101,6 +101,7 @@ def test_source_features_by_hand():
             "slope": -0.2 / 0.45,
             "is_anchor": 1,
             "is_freshest": 0,
+            "age": 0,
         }
     )
     assert of("code")["is_freshest"] == 1
@@ -120,6 +121,31 @@ def test_a_loss_better_than_its_reference_is_no_regression():
     worse = replace(better, losses=(1.0, 1.0))
     first, second = (source_features(replace(SCENE, sources=(source, SCENE.current)))[0, 0] for source in (better, worse))
     assert first == second
+
+
+def test_a_carried_over_reading_keeps_its_slope_per_stage_and_tells_its_age():
+    """Read at 1.5, four stages later at .9, then carried over twice: −.15 a stage, seen from 1.5."""
+    carried = SourceReading("code", "past", (1.5, 1.5, 1.5, 1.5, 0.9, 0.9, 0.9), reference_loss=0.5, age=2, interval=4)
+    fresh = replace(carried, losses=(1.5, 0.9), age=0, interval=1)
+    of_carried, of_fresh = (
+        dict(zip(SOURCE_FEATURES, source_features(replace(SCENE, sources=(s, SCENE.current)))[0], strict=True)) for s in (carried, fresh)
+    )
+    assert of_carried["slope"] == pytest.approx(0.15 / 1.55)
+    assert of_carried["age"] == pytest.approx(np.log(3) / 2)
+    assert of_fresh["slope"] == pytest.approx(0.6 / 1.55)
+    assert of_fresh["age"] == 0
+    assert of_carried["log_loss"] == of_fresh["log_loss"]
+    once = SourceReading("code", "past", (1.5, 1.5, 1.5), reference_loss=0.5, age=2)
+    assert source_features(replace(SCENE, sources=(once, SCENE.current)))[0, SOURCE_FEATURES.index("slope")] == 0
+
+
+def test_the_papers_state_of_a_source_that_was_not_read_is_that_of_its_last_reading():
+    read = replace(SCENE.sources[0], losses=(0.4, 0.4, 0.6))
+    carried = replace(read, losses=(0.4, 0.4, 0.6, 0.6), age=1)
+    states = [flat_observation(replace(SCENE, sources=(s, *SCENE.sources[1:])), 5) for s in (read, carried)]
+    assert states[0] == pytest.approx(states[1])
+    rarely = flat_observation(replace(SCENE, sources=(replace(read, interval=2), *SCENE.sources[1:])), 5)
+    assert rarely[5] == pytest.approx(states[0][5] / 2)
 
 
 def test_equivariant_observation_lies_as_its_layout_says():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from proxymix.observation import last_change, normalised
@@ -19,6 +21,15 @@ def test_paper_reward_by_hand():
     boundary = after(safety=[0.4, 0.3], code=[1.0, 1.1], math=[2.0, 1.8])
     reward = paper_reward(boundary, "math", lambda_=0.5, beta=0.25, safety=0.8)
     assert reward == pytest.approx(2.0 - 0.5 * (1.0 + 0.0) / 2 + 0.25 * 0.8)
+
+
+def test_paper_reward_counts_no_change_of_a_source_that_was_not_read():
+    """Its score drifts back to 0 as the statistics get used to the level; that is no rise."""
+    boundary = after(code=[1.0, 0.9, 0.9], math=[2.0, 1.9, 1.8])
+    carried = replace(boundary, sources=(replace(boundary.sources[0], age=1), boundary.sources[1]))
+    fall = -change([2.0, 1.9, 1.8])
+    assert paper_reward(carried, "math", lambda_=1.0, beta=0.5, safety=None) == pytest.approx(fall)
+    assert paper_reward(boundary, "math", lambda_=1.0, beta=0.5, safety=None) < fall
 
 
 def test_paper_reward_without_anything_to_forget_is_the_fall_of_the_loss():

@@ -86,7 +86,21 @@ def test_answers_the_contract(service):
 def test_request_survives_the_wire():
     boundary = DecisionRequest.model_validate(example()).to_boundary()
     assert boundary.current == SourceReading("math", "current", (2.20, 1.75))
-    assert DecisionRequest.from_boundary(boundary, "r").model_dump(exclude_none=True) == {**example(), "request_id": "r"}
+    assert DecisionRequest.from_boundary(boundary, "r").model_dump(exclude_defaults=True) == {**example(), "request_id": "r"}
+
+
+@pytest.mark.parametrize("architecture", ["equivariant", "flat"])
+def test_age_may_be_left_out_and_then_is_0(architecture):
+    plain, fresh, old = example(), example(), example()
+    for source in fresh["sources"]:
+        source |= {"age": 0, "interval": 1}
+    old["sources"][1] |= {"age": 1, "interval": 2}
+    controller = shaken(architecture)
+    answers = [post(client(controller), body).json()["weights"] for body in (plain, fresh, old)]
+    assert answers[0] == answers[1] != answers[2]
+    boundary = DecisionRequest.model_validate(old).to_boundary()
+    assert (boundary.sources[1].age, boundary.sources[1].interval) == (1, 2)
+    assert DecisionRequest.from_boundary(boundary, old["request_id"]).model_dump(exclude_defaults=True) == old
 
 
 def changed(path, value):
@@ -115,6 +129,10 @@ def changed(path, value):
         (["sources", 0, "losses"], [], "sources.0.losses"),
         (["sources", 0, "losses"], [0.0] * 10_001, "sources.0.losses"),
         (["sources", 0, "losses"], ..., "sources.0.losses"),
+        (["sources", 0, "age"], -1, "sources.0.age"),
+        (["sources", 0, "age"], 3, "sources.0.age"),
+        (["sources", 0, "age"], 0.5, "sources.0.age"),
+        (["sources", 0, "interval"], 0, "sources.0.interval"),
         (["sources", 0, "reference_loss"], -math.inf, "sources.0.reference_loss"),
         (["sources", 0, "reference_loss"], ..., "sources.0.reference_loss"),
         (["sources", 1, "reference_loss"], None, "sources.1.reference_loss"),
@@ -274,17 +292,26 @@ names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 def boundaries(draw):
     labels = draw(st.lists(names, min_size=1, max_size=8, unique=True))
     current = draw(st.integers(0, len(labels) - 1))
+    histories = [tuple(draw(st.lists(losses, min_size=1, max_size=5))) for _ in labels]
     readings = [
         SourceReading(
             name,
             "current" if i == current else draw(st.sampled_from(["anchor", "past"])),
-            tuple(draw(st.lists(losses, min_size=1, max_size=5))),
+            history,
             None if i == current else draw(losses),
+            draw(st.integers(0, len(history) - 1)),
+            draw(st.integers(1, 5)),
         )
-        for i, name in enumerate(labels)
+        for i, (name, history) in enumerate(zip(labels, histories, strict=True))
     ]
     num_stages = draw(st.integers(1, 50))
     return StageBoundary(draw(st.integers(0, 1000)), draw(st.integers(0, num_stages - 1)), num_stages, tuple(readings))
+
+
+def shaken(architecture):
+    rng = np.random.default_rng(0)
+    parameters = {name: value + 0.3 * rng.normal(size=value.shape) for name, value in initial_parameters(architecture, 4, 8, rng).items()}
+    return FrozenController(build_policy(architecture, parameters), {"name": architecture, "sha256": SHA256})
 
 
 def frozen(architecture):

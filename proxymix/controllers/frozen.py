@@ -21,7 +21,7 @@ from proxymix.errors import UserError
 from proxymix.observation import CONTEXT_FEATURES, SOURCE_FEATURES, Normalisation
 from proxymix.types import Decision, StageBoundary
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS, CARD = "controller.safetensors", "controller.json"
 
 
@@ -93,7 +93,9 @@ class FrozenController:
             ("normalisation", card.get("normalisation"), asdict(Normalisation())),
         ):
             if found != expected:
-                raise UserError(f"controller {str(folder)!r}: {field} must be {expected}, got {found}; the folder is damaged or of another version")
+                raise UserError(
+                    f"controller {str(folder)!r}: {field} must be {expected}, got {found}; the folder is damaged or of another version, train anew"
+                )
         return cls(build_policy(card["architecture"], load(weights)), card)
 
     def decide(self, boundary: StageBoundary) -> Decision:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens of all rows, padding excluded."""
+        return int(self.lengths.sum())
 
     def batch(self) -> Batch:
         """The whole split as one batch."""
@@ -134,5 +140,11 @@ def gather(splits: Sequence[EncodedSplit], places: Sequence[tuple[int, int]]) ->
 
 def stack(splits: Sequence[EncodedSplit]) -> tuple[Batch, Tensor]:
     """All rows of `splits` as one batch, and which split each row came from, `[num_rows]`."""
-    places = [(s, row) for s, split in enumerate(splits) for row in range(len(split))]
-    return gather(splits, places), torch.tensor([s for s, _ in places], dtype=torch.int64)
+    width = max(split.input_ids.shape[1] for split in splits)
+    columns = zip(*((_widened(split.input_ids, width, 0), _widened(split.labels, width, IGNORED)) for split in splits), strict=True)
+    input_ids, labels = (torch.cat(column) for column in columns)
+    return Batch(input_ids, labels), torch.repeat_interleave(torch.tensor([len(split) for split in splits]))
+
+
+def _widened(rows: Tensor, width: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)

@@ -61,7 +61,7 @@ def plot_losses(run: TargetRun, colours: Colours, tasks: Sequence[str], title: s
             (edge, s["losses"][-1], s["role"])
             for edge, row in zip(run.edges, run.decisions, strict=False)
             for s in row["sources"]
-            if s["name"] == name
+            if s["name"] == name and not s.get("age")  # a carried-over reading is no news
         ]
         steps, losses, roles = zip(*readings, strict=True)
         axes.plot(steps, losses, color=colours[name], linewidth=1.3)
