@@ -1,15 +1,15 @@
 """RLlib's PPO with a fixed list of whole episodes an iteration, so that learning does not depend on who ran what, when, or twice.
 
-    plan → (weights, case, noise seed) to any env runner → episodes in the plan's order → RLlib's learner
+    plan → (weights, case, noise seeds of a group) to any env runner → episodes in the plan's order → RLlib's learner
 
-An env runner that dies is restarted and its episodes are run again, to the same result.
+A group is what one env runner tunes side by side. A runner that dies is restarted and its groups are run again, to the same result.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,13 +35,13 @@ from proxymix.errors import UserError
 ENVIRONMENT = "proxymix-continual-tuning"
 
 MAX_ROUNDS = 5
-"""Times that missing episodes of one iteration are handed out before the training gives up."""
+"""Times that missing groups of one iteration are handed out before the training gives up."""
 
-FIRST_EPISODE_TIMEOUT_S = 3600.0
-"""While no episode has been timed. A runner that died is noticed at once; this is for one that hangs."""
+FIRST_GROUP_TIMEOUT_S = 3600.0
+"""While no group has been timed. A runner that died is noticed at once; this is for one that hangs."""
 
-MIN_EPISODE_TIMEOUT_S = 120.0
-"""Afterwards: this, or ten times the slowest episode so far."""
+MIN_GROUP_TIMEOUT_S = 120.0
+"""Afterwards: this, or ten times the slowest group so far."""
 
 RESTART_TIMEOUT_S = 300.0
 """For at least one env runner to live."""
@@ -55,6 +55,14 @@ class EpisodePlan:
     case_index: int
     noise_seeds: tuple[tuple[int, ...], ...]
     """One per episode; nothing else tells the episodes of an iteration apart."""
+    group_size: int = 1
+    """Episodes that are run side by side; divides their number."""
+
+    @property
+    def groups(self) -> list[tuple[tuple[int, ...], ...]]:
+        """Noise seeds by group."""
+        starts = range(0, len(self.noise_seeds), self.group_size)
+        return [self.noise_seeds[start : start + self.group_size] for start in starts]
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ class Answer:
     """What an env runner sends back."""
 
     runner: int
-    episodes: dict[int, SingleAgentEpisode]
+    groups: dict[int, list[SingleAgentEpisode]]
+    """Episodes by the group's place in the plan."""
     metrics: dict[str, Any]
     slowest_s: float = 0.0
     mistake: str | None = None
@@ -91,7 +100,7 @@ class EpisodicPPO(PPO):
     plan: EpisodePlan
     outcome: Outcome
     slowest_s = 0.0
-    """Longest episode so far, seconds."""
+    """Longest group of episodes so far, seconds."""
 
     @classmethod
     def get_default_config(cls) -> PPOConfig:
@@ -139,19 +148,19 @@ class EpisodicPPO(PPO):
     def _collect(self) -> tuple[list[SingleAgentEpisode], int]:
         """Every episode of the plan, and how many had to be run again."""
         weights, group = self.module().get_state(), self.env_runner_group
-        missing = list(range(len(self.plan.noise_seeds)))
-        if not group.num_remote_env_runners():
-            return list(self._accept([run_episodes(group.local_env_runner, weights, self.plan, missing)]).values()), 0
-        done: dict[int, SingleAgentEpisode] = {}
+        missing = list(range(len(self.plan.groups)))
+        done: dict[int, list[SingleAgentEpisode]] = {}
         lost: set[int] = set()
+        if not group.num_remote_env_runners():
+            done, missing = self._accept([run_groups(group.local_env_runner, weights, self.plan, missing)]), []
         for _ in range(MAX_ROUNDS):
+            if not missing:
+                return [episode for index in sorted(done) for episode in done[index]], len(lost) * self.plan.group_size
             done |= self._accept(self._hand_out(group, weights, missing))
             missing = [index for index in missing if index not in done]
-            if not missing:
-                return [done[index] for index in sorted(done)], len(lost)
             lost |= set(missing)
         raise RuntimeError(
-            f"controller training: episodes {missing} of iteration {self.plan.iteration} were lost {MAX_ROUNDS} times; "
+            f"controller training: groups {missing} of iteration {self.plan.iteration} were lost {MAX_ROUNDS} times; "
             "env runners die or hang, see Ray's worker logs"
         )
 
@@ -168,12 +177,12 @@ class EpisodicPPO(PPO):
             time.sleep(0.5)
 
     def _hand_out(self, group: EnvRunnerGroup, weights: Any, missing: Sequence[int]) -> list[Answer]:
-        """One share of the missing episodes to each live runner; the answers that came in time."""
+        """One share of the missing groups to each live runner; the answers that came in time."""
         runners = self._live_runners(group)[: len(missing)]
         shares = [missing[place :: len(runners)] for place in range(len(runners))]
-        calls = [partial(run_episodes, weights=weights, plan=self.plan, indices=share) for share in shares]
-        per_episode = max(MIN_EPISODE_TIMEOUT_S, 10 * self.slowest_s) if self.slowest_s else FIRST_EPISODE_TIMEOUT_S
-        timeout = per_episode * max(map(len, shares))
+        calls = [partial(run_groups, weights=weights, plan=self.plan, indices=share) for share in shares]
+        per_group = max(MIN_GROUP_TIMEOUT_S, 10 * self.slowest_s) if self.slowest_s else FIRST_GROUP_TIMEOUT_S
+        timeout = per_group * max(map(len, shares))
         answers: list[Answer] = group.foreach_env_runner(calls, local_env_runner=False, remote_worker_ids=runners, timeout_seconds=timeout)
         silent = set(runners) - {answer.runner for answer in answers}
         for runner in silent & set(group.healthy_env_runner_ids()):
@@ -182,7 +191,7 @@ class EpisodicPPO(PPO):
             group._worker_manager.set_actor_state(runner, healthy=False)
         return answers
 
-    def _accept(self, answers: Sequence[Answer]) -> dict[int, SingleAgentEpisode]:
+    def _accept(self, answers: Sequence[Answer]) -> dict[int, list[SingleAgentEpisode]]:
         for answer in answers:
             if answer.mistake is not None:
                 raise UserError(answer.mistake)
@@ -190,20 +199,20 @@ class EpisodicPPO(PPO):
                 raise RuntimeError(f"controller training: an episode failed on env runner {answer.runner}\n{answer.failure}")
         self.slowest_s = max([self.slowest_s, *(answer.slowest_s for answer in answers)])
         self.metrics.aggregate([answer.metrics for answer in answers], key=ENV_RUNNER_RESULTS)
-        return {index: episode for answer in answers for index, episode in answer.episodes.items()}
+        return {index: episodes for answer in answers for index, episodes in answer.groups.items()}
 
 
-def run_episodes(runner: SingleAgentEnvRunner, weights: Any, plan: EpisodePlan, indices: Sequence[int]) -> Answer:
-    """Episodes `indices` of the plan, each a function of its arguments alone."""
+def run_groups(runner: SingleAgentEnvRunner, weights: Any, plan: EpisodePlan, indices: Sequence[int]) -> Answer:
+    """Groups `indices` of the plan, each a function of its arguments alone."""
     try:
         runner.module.set_state(weights)
-        episodes, slowest = {}, 0.0
+        groups, slowest = {}, 0.0
         for index in indices:
             started = time.perf_counter()
-            runner.env.unwrapped.call("prepare", plan.case_index, plan.noise_seeds[index])
-            (episodes[index],) = runner.sample(num_episodes=1)
+            runner.env.env.prepare(plan.case_index, plan.groups[index])
+            groups[index] = runner.sample(num_episodes=plan.group_size)
             slowest = max(slowest, time.perf_counter() - started)
-        return Answer(runner.worker_index, episodes, runner.get_metrics(), slowest)
+        return Answer(runner.worker_index, groups, runner.get_metrics(), slowest)
     except UserError as error:
         return Answer(runner.worker_index, {}, {}, mistake=str(error))
     except Exception:
@@ -211,14 +220,17 @@ def run_episodes(runner: SingleAgentEnvRunner, weights: Any, plan: EpisodePlan, 
         return Answer(runner.worker_index, {}, {}, failure=traceback.format_exc())
 
 
-def build_algorithm(config: Config, environment: Callable[[], gymnasium.Env[Any, Any]]) -> EpisodicPPO:
-    """PPO with its env runners started; needs Ray to be initialised. `environment` has `select_case(index)`."""
-    controller = config.controller
+def build_algorithm(config: Config, environment: Callable[[int], gymnasium.vector.VectorEnv[Any, Any, Any]]) -> EpisodicPPO:
+    """PPO with its env runners started; needs Ray to be initialised.
 
-    def make(context: Any) -> gymnasium.Env[Any, Any]:
-        if context.worker_index > 0:
+    `environment` makes a vector environment of so many proxies, whose episodes begin and end together, with `select_case(index)`.
+    """
+    controller, on_runner = config.controller, config.controller.num_env_runners > 0
+
+    def make(context: Mapping[str, Any]) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+        if on_runner:
             torch.set_num_threads(1)
-        return ExplorationNoise(environment(), noise_size(controller), every_decision=controller.exploration == "per_decision")
+        return ExplorationNoise(environment(context["num_envs"]), noise_size(controller), every_decision=controller.exploration == "per_decision")
 
     register_env(ENVIRONMENT, make)
     algorithm: EpisodicPPO = algorithm_config(config).build_algo()
@@ -239,7 +251,13 @@ def algorithm_config(config: Config) -> PPOConfig:
         PPOConfig(algo_class=EpisodicPPO)
         # Logits are unbounded: RLlib would squash them into the action space.
         .environment(ENVIRONMENT, normalize_actions=False, clip_actions=False)
-        .env_runners(num_env_runners=controller.num_env_runners, num_cpus_per_env_runner=1, batch_mode="complete_episodes")
+        .env_runners(
+            num_env_runners=controller.num_env_runners,
+            num_cpus_per_env_runner=1,
+            num_envs_per_env_runner=config.group_size,
+            gym_env_vectorize_mode="vector_entry_point",
+            batch_mode="complete_episodes",
+        )
         .learners(num_learners=0)
         .fault_tolerance(
             restart_failed_env_runners=True,

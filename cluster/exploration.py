@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector.utils import batch_space
 from ray.rllib.core.distribution.torch.torch_distribution import TorchDeterministic, TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal
@@ -33,42 +34,47 @@ def noise_size(controller: ControllerConfig) -> int:
     return controller.max_sources
 
 
-class ExplorationNoise(gymnasium.Wrapper[Observation, Observation, Observation, Observation]):
-    """Appends ε ~ N(0, I) to the observation: one draw for the whole episode, or a fresh one at every decision.
+class ExplorationNoise(gymnasium.vector.VectorWrapper):
+    """Appends ε ~ N(0, I) to every proxy's observation: one draw for the whole episode, or a fresh one at every decision.
 
     Independent noise hardly moves the return of a run of some twenty decisions; noise that lasts the episode does (docs/log.md).
     """
 
-    def __init__(self, env: gymnasium.Env[Observation, Observation], size: int, *, every_decision: bool) -> None:
-        """Args: `size` is `noise_size` of the policy that will act."""
+    def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any], size: int, *, every_decision: bool) -> None:
+        """Args: `env` has `select_case(index)`; `size` is `noise_size` of the policy that will act."""
         super().__init__(env)
         self.size, self.every_decision = size, every_decision
-        self.generator, self.noise = np.random.default_rng(0), np.zeros(size, np.float32)
-        inner = env.observation_space
+        self.generators = [np.random.default_rng(0) for _ in range(env.num_envs)]
+        self.noise = np.zeros((env.num_envs, size), np.float32)
+        inner = env.single_observation_space
         assert isinstance(inner, gymnasium.spaces.Box)
         limit = np.full(size, 100.0, np.float32)
-        self.observation_space = gymnasium.spaces.Box(np.append(inner.low, -limit), np.append(inner.high, limit), dtype=np.float32)
+        self.single_observation_space = gymnasium.spaces.Box(np.append(inner.low, -limit), np.append(inner.high, limit), dtype=np.float32)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
-    def prepare(self, case_index: int, noise_seed: Sequence[int]) -> None:
-        """The next episode is on that case, with noise from that seed alone."""
-        self.get_wrapper_attr("select_case")(case_index)
-        self.generator = np.random.default_rng(noise_seed)
+    def prepare(self, case_index: int, noise_seeds: Sequence[Sequence[int]]) -> None:
+        """The next episodes are on that case, each with noise from its own seed alone."""
+        self.env.select_case(case_index)
+        self.generators = [np.random.default_rng(seed) for seed in noise_seeds]
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """The inner environment's reset, with this episode's noise."""
-        observation, info = self.env.reset(seed=seed, options=options)
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """The inner environment's reset, with these episodes' noise."""
+        observations, info = self.env.reset(seed=seed, options=options)
         self._draw()
-        return np.append(observation, self.noise), info
+        return self._with_noise(observations), info
 
-    def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """The inner environment's step, with the noise of the next decision."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
+    def step(self, actions: Observation) -> tuple[Observation, Any, Any, Any, dict[str, Any]]:
+        """The inner environment's step, with the noise of the next decisions."""
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
         if self.every_decision:
             self._draw()
-        return np.append(observation, self.noise), float(reward), terminated, truncated, info
+        return self._with_noise(observations), rewards, terminated, truncated, info
 
     def _draw(self) -> None:
-        self.noise = self.generator.standard_normal(self.size).astype(np.float32)
+        self.noise = np.stack([generator.standard_normal(self.size) for generator in self.generators]).astype(np.float32)
+
+    def _with_noise(self, observations: Observation) -> Observation:
+        return np.concatenate([observations, self.noise], axis=1)
 
 
 class MaskedGaussian(TorchDistribution):

@@ -33,12 +33,12 @@ from proxymix.cases import Case
 from proxymix.config import Config
 from proxymix.controllers.frozen import save_controller
 from proxymix.cost import forward_flops, training_flops
-from proxymix.env import ContinualTuningEnv
+from proxymix.env import ParallelTuningEnv
 
 LEARNING_CURVE = "learning_curve.jsonl"
 
 Row = dict[str, Any]
-Environment = Callable[[Config, str, Sequence[Case]], gymnasium.Env[Any, Any]]
+Environment = Callable[[Config, str, Sequence[Case], int], gymnasium.vector.VectorEnv[Any, Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def train_policy(
     cases: Sequence[Case],
     out: Path,
     on_iteration: Callable[[Row], None],
-    environment: Environment = ContinualTuningEnv,
+    environment: Environment = ParallelTuningEnv,
 ) -> TrainingResult:
     """Learns the controller, or goes on where a checkpoint in `out` stands; a finished training is only read.
 
@@ -80,7 +80,7 @@ def train_policy(
         cases: met in turn, one an iteration; with reference scores for the paired reward (`with_references`).
         out: `checkpoint/` and `learning_curve.jsonl` go here.
         on_iteration: called with each new row of the learning curve.
-        environment: what an episode is played in.
+        environment: what episodes are played in, several side by side.
 
     Raises:
         UserError: the checkpoint was made under another configuration; or its PPO settings cannot work.
@@ -137,7 +137,7 @@ def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iter
     """One iteration, as a row of the learning curve."""
     case_index = iteration % len(cases)
     seeds = tuple((config.seed, iteration, episode) for episode in range(config.controller.episodes_per_iteration))
-    algorithm.plan = EpisodePlan(iteration, case_index, seeds)
+    algorithm.plan = EpisodePlan(iteration, case_index, seeds, config.group_size)
     algorithm.train()
     outcome, case = algorithm.outcome, cases[case_index]
     scores = [float(info["score"]) for info in outcome.infos]

@@ -123,6 +123,10 @@ class CaseBuilder:
         return encode_source(configured_source(self.config, spec), self.tokenizer, tuning.max_length, tuning.validation_size)
 
 
-def proxy_builder(config: Config, base_folder: str) -> CaseBuilder:
-    """Builds runs of the proxy (the target's builder knows of ranks and devices: `cluster.tuning.target_builder`)."""
-    return CaseBuilder(config, base_folder, Learner(load_model(base_folder, config.proxy.model.implementation), config.tuning))
+def proxy_builder(config: Config, base_folder: str, num_replicas: int = 1) -> CaseBuilder:
+    """Builds runs of the proxy, `num_replicas` of which can go side by side.
+
+    The target's builder knows of ranks and devices: `cluster.tuning.target_builder`.
+    """
+    model = load_model(base_folder, config.proxy.model.implementation, num_replicas=num_replicas)
+    return CaseBuilder(config, base_folder, Learner(model, config.tuning))

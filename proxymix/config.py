@@ -7,6 +7,7 @@ An unknown key, a wrong type or a value out of range is one message that names t
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,6 +169,12 @@ class Config(Strict):
         if PROXYMIX in self.methods and self.controller.curriculum.pool is None and any(spec.format != "builtin" for spec in tasks):
             raise ValueError("controller.curriculum.pool must be given where tasks are not builtin, got null; name what it may practise on")
         return self
+
+    @property
+    def group_size(self) -> int:
+        """Proxy episodes that are run side by side: at most `controller.proxies_side_by_side`, in groups that share out an iteration evenly."""
+        controller, lean = self.controller, self.proxy.model.implementation == "lean"
+        return math.gcd(controller.episodes_per_iteration, controller.proxies_side_by_side) if lean else 1
 
     @property
     def run_dir(self) -> Path:

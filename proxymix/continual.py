@@ -8,7 +8,7 @@ The Gymnasium environment's `step` *is* `advance`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,30 +16,33 @@ import numpy as np
 from torch import Tensor
 
 from proxymix.config import TuningConfig
-from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather
+from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather_many
 from proxymix.data.sampler import MixtureSampler, Places
 from proxymix.probing import Readings
-from proxymix.reward import safety_score
 from proxymix.types import Controller, Decision, Role, SourceReading, StageBoundary, StageRecord
+
+Probes = Mapping[str, EncodedSplit]
+StageInProgress = Generator[Batch | Probes, Any, StageRecord]
+"""Asks for what only a model can give: the loss of an optimizer step on a batch (float), or the losses of probes (a dict)."""
 
 
 class StageLearner(Protocol):
-    """What the loop needs of a model being tuned (`proxymix.learners.Learner`)."""
+    """What the loop needs of a model being tuned, or of several side by side (`proxymix.learners.Learner`)."""
 
     def begin_task(self, num_optimizer_steps: int) -> None:
         """A fresh optimizer and schedule."""
         ...
 
-    def train_step(self, batch: Batch) -> float:
-        """One optimizer step on a global batch; returns the mean loss."""
+    def train_steps(self, batches: Sequence[Batch]) -> list[float]:
+        """One optimizer step of each replica on its global batch; returns their mean losses."""
         ...
 
-    def losses(self, probes: Mapping[str, EncodedSplit]) -> dict[str, float]:
-        """Mean loss of every probe, nats per answer token."""
+    def losses_of_all(self, probes: Probes) -> list[dict[str, float]]:
+        """Of each replica, the mean loss of every probe, nats per answer token."""
         ...
 
-    def accuracies(self, probes: Mapping[str, EncodedSplit]) -> dict[str, Tensor]:
-        """Which rows would be answered right."""
+    def accuracies_of_all(self, probes: Probes) -> list[dict[str, Tensor]]:
+        """Of each replica, which rows would be answered right."""
         ...
 
 
@@ -106,7 +109,8 @@ class ContinualRun:
     def observe(self) -> StageBoundary:
         """All that may be known now. After the last task: the final readings, with the last task still current."""
         if not self.readings.histories:
-            self._read_losses(always=())
+            probes = self._due(always=())
+            self._keep(probes, self.learner.losses_of_all(probes)[0])  # Every replica stands at the base model here.
             self.reference_losses = {source.name: self.readings.histories[source.name][-1] for source in self.anchors}
         current = self.tasks[min(self.task_index, len(self.tasks) - 1)].name
         readings = [self._reading(source.name, current) for source in self.visible]
@@ -119,6 +123,10 @@ class ContinualRun:
         Raises:
             ValueError: the run is done, or the weights are no mixture over exactly the visible sources.
         """
+        return advance_together([self], [decision])[0]
+
+    def stage(self, decision: Decision) -> StageInProgress:
+        """`advance` as a coroutine: it asks for losses, and whoever drives it computes them (`advance_together`)."""
         if self.done:
             raise ValueError("run: every task is finished; build a new one to go on")
         boundary = self.observe()
@@ -129,10 +137,13 @@ class ContinualRun:
             self.learner.begin_task(steps * self.tuning.stages_per_task)
         pools = {s.name: s.train if s.name == boundary.current.name else s.buffer for s in self.visible}
         plan, counts = self.sampler.draw_stage(weights, {n: len(p) for n, p in pools.items()}, steps, self.tuning.batch_size)
-        losses, num_tokens = self._train(plan, pools)
+        batches, num_tokens = _batches(plan, pools)
+        losses = []
+        for batch in batches:
+            losses.append((yield batch))
         trained = time.perf_counter()
         position = (self.task_index, self.stage_index)
-        num_validation_tokens = self._move_on(boundary.current.name)
+        num_validation_tokens = yield from self._move_on(boundary.current.name)
         return StageRecord(
             request_id=f"{self.name}/task{position[0]}/stage{position[1]}",
             boundary=boundary,
@@ -145,18 +156,19 @@ class ContinualRun:
             seconds={"train": trained - started, "validate": time.perf_counter() - trained},
         )
 
-    def validation_accuracies(self) -> dict[str, float]:
-        """Share of validation rows answered right, per task (future ones too: diagnostics and rewards after the end only) and anchor."""
-        right = self.learner.accuracies({source.name: source.validation for source in self.anchors + self.tasks})
-        return {name: float(rows.double().mean()) for name, rows in right.items()}
+    @property
+    def validation_splits(self) -> dict[str, EncodedSplit]:
+        """Of every anchor and task, future ones too: for diagnostics and for rewards after the end only."""
+        return {source.name: source.validation for source in self.anchors + self.tasks}
 
-    def validation_safety(self, gamma: float) -> float | None:
-        """SS (Eq. 7) of the first safety anchor's validation rows, teacher-forced; None without one."""
-        for source in self.anchors:
-            if source.harmful is not None:
-                right = self.learner.accuracies({source.name: source.validation})[source.name].double()
-                return safety_score(float(right[source.harmful].mean()), float(right[~source.harmful].mean()), gamma)
-        return None
+    def validation_accuracies(self) -> dict[str, float]:
+        """Share of validation rows answered right, per anchor and task."""
+        return mean_accuracies(self.learner.accuracies_of_all(self.validation_splits)[0])
+
+    @property
+    def safety_anchor(self) -> EncodedSource | None:
+        """The first anchor with harmful and harmless rows."""
+        return next((source for source in self.anchors if source.harmful is not None), None)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the learner's tensors, as JSON values."""
@@ -175,40 +187,56 @@ class ContinualRun:
         self.reference_losses = dict(state["reference_losses"])
         self.sampler.consumed = dict(state["consumed"])
 
-    def _train(self, plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple[list[float], int]:
-        """One optimizer step per planned batch: losses, and tokens seen."""
-        order = {name: index for index, name in enumerate(pools)}
-        splits, losses, num_tokens = list(pools.values()), [], 0
-        for places in plan:
-            located = [(order[name], row) for name, row in places]
-            losses.append(self.learner.train_step(gather(splits, located)))
-            num_tokens += sum(int(splits[s].lengths[row]) for s, row in located)
-        return losses, num_tokens
-
-    def _move_on(self, current: str) -> int:
+    def _move_on(self, current: str) -> Generator[Probes, dict[str, float], int]:
         """To the next boundary, whose losses are read; a task's last reading becomes its reference. Returns the tokens read."""
         self.stage_index += 1
         task_over = self.stage_index == self.tuning.stages_per_task
         if task_over:
             self.task_index, self.stage_index = self.task_index + 1, 0
         # What was trained is read, and so is a task that has just come: the one because it changed most, the other for the first time.
-        num_tokens = self._read_losses(always=(current,))
+        probes = self._due(always=(current,))
+        self._keep(probes, (yield probes))
         if task_over:
             self.reference_losses[current] = self.readings.histories[current][-1]
-        return num_tokens
+        return sum(probe.num_tokens for probe in probes.values())
 
-    def _read_losses(self, always: Sequence[str]) -> int:
-        """Reads what is due at this boundary, `always` in any case; returns the tokens that took."""
+    def _due(self, always: Sequence[str]) -> dict[str, EncodedSplit]:
+        """The probes to read at this boundary, `always` in any case."""
         visible = {source.name: source.probe for source in self.visible}
-        due = self.readings.due(list(visible), always, self.tuning.probe_budget)
-        self.readings.add(list(visible), self.learner.losses({name: visible[name] for name in due}))
-        return sum(visible[name].num_tokens for name in due)
+        return {name: visible[name] for name in self.readings.due(list(visible), always, self.tuning.probe_budget)}
+
+    def _keep(self, probes: Probes, losses: Mapping[str, float]) -> None:
+        assert probes.keys() == losses.keys()
+        self.readings.add([source.name for source in self.visible], losses)
 
     def _reading(self, name: str, current: str) -> SourceReading:
         role: Role = "current" if name == current else "anchor" if any(a.name == name for a in self.anchors) else "past"
         reference = None if role == "current" else self.reference_losses[name]
         readings = self.readings
         return SourceReading(name, role, tuple(readings.histories[name]), reference, readings.ages[name], readings.intervals[name])
+
+
+def advance_together(runs: Sequence[ContinualRun], decisions: Sequence[Decision]) -> list[StageRecord]:
+    """One stage of every run, on the replicas of the one learner they share; all stand at the same place of the same case.
+
+    The seconds of a record are those of all of them over their number.
+    """
+    learner = runs[0].learner
+    stages = [run.stage(decision) for run, decision in zip(runs, decisions, strict=True)]
+    answers: Sequence[Any] = [None] * len(runs)
+    while True:
+        asked: list[Any] = []
+        records: list[StageRecord] = []
+        for stage, answer in zip(stages, answers, strict=True):
+            try:
+                asked.append(stage.send(answer))
+            except StopIteration as end:
+                records.append(end.value)
+        if records:
+            return [_shared_seconds(record, len(runs)) for record in records]
+        batches = [question for question in asked if isinstance(question, Batch)]
+        # Equal places ask equal things: all for a step, or all for the same probes.
+        answers = learner.train_steps(batches) if batches else learner.losses_of_all(asked[0])
 
 
 def run_continual(run: ContinualRun, controller: Controller, journal: Journal | None = None) -> list[StageRecord]:
@@ -232,6 +260,24 @@ def run_continual(run: ContinualRun, controller: Controller, journal: Journal | 
             if run.task_index != task_index:
                 journal.task_finished(run, task_index)
     return records
+
+
+def mean_accuracies(right: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of right rows, per source."""
+    return {name: float(rows.double().mean()) for name, rows in right.items()}
+
+
+def _batches(plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple[list[Batch], int]:
+    """The planned batches, and the tokens in them."""
+    order = {name: index for index, name in enumerate(pools)}
+    splits = list(pools.values())
+    located = [[(order[name], row) for name, row in places] for places in plan]
+    num_tokens = sum(int(splits[s].lengths[row]) for places in located for s, row in places)
+    return gather_many(splits, located), num_tokens
+
+
+def _shared_seconds(record: StageRecord, num_runs: int) -> StageRecord:
+    return replace(record, seconds={name: seconds / num_runs for name, seconds in record.seconds.items()})
 
 
 def _checked_weights(weights: Mapping[str, float], visible: Sequence[str]) -> dict[str, float]:

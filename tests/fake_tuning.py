@@ -1,5 +1,7 @@
 """A stand-in for proxy tuning with the real observations and actions: fast, and its best action is known."""
 
+from functools import partial
+
 import gymnasium
 import numpy as np
 
@@ -22,7 +24,14 @@ def boundary(rng, num_past=2, stage=1, anchors=ANCHORS):
 
 
 def tiny_config(architecture="equivariant", **controller):
-    settings = {"architecture": architecture, "max_sources": 6, "episodes": 8, "episodes_per_iteration": 4, "num_env_runners": 0}
+    settings = {
+        "architecture": architecture,
+        "max_sources": 6,
+        "episodes": 8,
+        "episodes_per_iteration": 4,
+        "num_env_runners": 0,
+        "proxies_side_by_side": 2,
+    }
     settings["curriculum"] = {"num_tasks": 3, "num_cases": 2}
     tuning = {"stages_per_task": 2}
     return Config.model_validate(
@@ -67,3 +76,17 @@ class FakeTuning(gymnasium.Env):
     def _observe(self):
         self.boundary = boundary(self.rng, num_past=min(self.stage // 2, 2), stage=self.stage % 2)
         return self.policy.observe(self.boundary).astype(np.float32)
+
+
+def in_parallel(environment):
+    """What `train_policy` wants, of a fake single environment."""
+
+    def make(config, base_folder, cases, num_envs):
+        return FakeTunings([partial(environment, config, base_folder, cases)] * num_envs)
+
+    return make
+
+
+class FakeTunings(gymnasium.vector.SyncVectorEnv):
+    def select_case(self, index):
+        self.call("select_case", index)

@@ -11,6 +11,7 @@ from proxymix.config import TuningConfig
 from proxymix.continual import ContinualRun, run_continual
 from proxymix.controllers.baselines import Ramp, UniformReplay
 from proxymix.data.encoding import EncodedSource, EncodedSplit
+from proxymix.episode import validation_safety
 from proxymix.types import Decision
 
 TUNING = TuningConfig(stages_per_task=2, steps_per_stage=3, batch_size=8, probes_per_boundary=4)
@@ -37,19 +38,20 @@ class FakeLearner:
     def begin_task(self, num_optimizer_steps):
         self.tasks.append(num_optimizer_steps)
 
-    def train_step(self, batch):
+    def train_steps(self, batches):
+        (batch,) = batches
         assert batch.input_ids.shape == (8, 2)
         for index in batch.input_ids[:, 0].tolist():
             self.seen[index] += 1
         self.num_steps += 1
-        return float(self.num_steps)
+        return [float(self.num_steps)]
 
-    def losses(self, probes):
+    def losses_of_all(self, probes):
         self.probed.append(tuple(probes))
-        return {name: 2.0 - 0.01 * self.seen[NAMES.index(name)] + 0.02 * self.num_steps for name in probes}
+        return [{name: 2.0 - 0.01 * self.seen[NAMES.index(name)] + 0.02 * self.num_steps for name in probes}]
 
-    def accuracies(self, probes):
-        return {name: torch.arange(len(probe)) < 2 for name, probe in probes.items()}
+    def accuracies_of_all(self, probes):
+        return [{name: torch.arange(len(probe)) < 2 for name, probe in probes.items()}]
 
 
 def new_run(learner=None, **settings):
@@ -243,8 +245,9 @@ def test_resuming_a_real_learner_is_bit_identical(smoke_builder, smoke_case):
 def test_validation_scores():
     run = new_run()
     assert run.validation_accuracies() == pytest.approx(dict.fromkeys(NAMES, 2 / 3))
-    assert run.validation_safety(1.0) is None
-    harmful = torch.tensor([True, False, False])  # the fake is right on the first two of three
-    run.anchors[0] = replace(run.anchors[0], harmful=harmful)
-    assert run.validation_safety(1.0) == pytest.approx(1.0 - 0.5)
-    assert run.validation_safety(0.5) == pytest.approx(1.0 - 0.25)
+    assert run.safety_anchor is None
+    anchor = run.anchors[0] = replace(run.anchors[0], harmful=torch.tensor([True, False, False]))
+    assert run.safety_anchor is anchor
+    right = torch.tensor([True, True, False])
+    assert validation_safety(anchor, right, 1.0) == pytest.approx(1.0 - 0.5)
+    assert validation_safety(anchor, right, 0.5) == pytest.approx(1.0 - 0.25)

@@ -47,7 +47,9 @@ def theirs(folder):
 
 @torch.no_grad()
 def logits(model):
-    return model.logits(model.hidden(TOKENS)) if isinstance(model, LeanLlama) else model(TOKENS).logits
+    if isinstance(model, LeanLlama):
+        return model.logits(model.hidden(TOKENS[None]).flatten(1, 2)).view(*TOKENS.shape, -1)
+    return model(TOKENS).logits
 
 
 def test_logits_are_those_of_transformers(folder):
@@ -58,10 +60,10 @@ def test_logits_are_those_of_transformers(folder):
 
 def test_gradients_are_those_of_transformers(folder):
     ours, reference = LeanLlama.load(folder), theirs(folder)
-    ours.logits(ours.hidden(TOKENS)).logsumexp(-1).sum().backward()
+    ours.logits(ours.hidden(TOKENS[None]).flatten(1, 2)).logsumexp(-1).sum().backward()
     reference(TOKENS).logits.logsumexp(-1).sum().backward()
     gradient = reference.get_parameter("model.layers.0.self_attn.q_proj.weight").grad
-    assert torch.allclose(ours.layers[0].qkv.grad[: len(gradient)], gradient, atol=1e-3, rtol=1e-4)
+    assert torch.allclose(ours.layers[0].qkv.grad[0, : len(gradient)], gradient, atol=1e-3, rtol=1e-4)
 
 
 def test_round_trip_through_our_folder(folder, tmp_path):
@@ -74,16 +76,31 @@ def test_round_trip_through_our_folder(folder, tmp_path):
     assert torch.allclose(logits(theirs(tmp_path / "ours")), logits(first), atol=1e-5, rtol=1e-5)
 
 
+def test_replicas_have_weights_and_rows_of_their_own(folder):
+    single, both = LeanLlama.load(folder), LeanLlama.load(folder, num_replicas=2)
+    expected = logits(single)[:, 4]
+    with torch.no_grad():
+        for embedding, norm in ((both.embedding[1], both.layers[0].norm_1[1]), (single.embedding, single.layers[0].norm_1)):
+            embedding.mul_(1.5)
+            norm.mul_(0.5)
+        states = both.hidden(torch.stack([TOKENS, TOKENS.flip(0)]))
+        first, second = both.logits(states[:, :, 4])
+    assert torch.allclose(first, expected, atol=1e-5)
+    assert torch.allclose(second, logits(single)[:, 4].flip(0), atol=1e-5)
+    assert not torch.allclose(second.flip(0), expected, atol=1e-1)
+
+
 def test_padding_to_the_right_is_not_seen(folder):
     model = LeanLlama.load(folder)
     with torch.no_grad():
-        alone, padded = model.hidden(TOKENS[:, :20]), model.hidden(torch.cat([TOKENS[:, :20], torch.zeros(3, 30, dtype=torch.int64)], 1))[:, :20]
-    assert torch.allclose(alone, padded, atol=1e-5)
+        alone = model.hidden(TOKENS[None, :, :20])
+        padded = model.hidden(torch.cat([TOKENS[None, :, :20], torch.zeros(1, 3, 30, dtype=torch.int64)], 2))
+    assert torch.allclose(alone, padded[:, :, :20], atol=1e-5)
 
 
 def test_half_precision_runs_in_half_precision(folder):
     model = LeanLlama.load(folder).to(torch.bfloat16)
-    assert model.hidden(TOKENS).dtype == torch.bfloat16
+    assert model.hidden(TOKENS[None]).dtype == torch.bfloat16
     assert torch.allclose(logits(model).float(), logits(LeanLlama.load(folder)), atol=0.6)
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from proxymix.config import SourceConfig
 from proxymix.env import ContinualTuningEnv
+from proxymix.episode import validation_safety
 from proxymix.reward import final_score, paired_reward, paper_reward
 
 LAST, *FOREIGN = (SourceConfig(format="builtin", task=task, world="heldout-1") for task in ("compare", "modular", "lexicon", "reverse"))
@@ -84,9 +85,14 @@ def test_the_papers_reward_comes_at_every_stage(environments, smoke_case):
     for action in actions_for(smoke_case):
         trained = env.run.observe().current.name
         reward = env.step(action)[1]
-        expected = paper_reward(env.run.observe(), trained, lambda_=1.0, beta=0.5, safety=env.run.validation_safety(1.0))
+        expected = paper_reward(env.run.observe(), trained, lambda_=1.0, beta=0.5, safety=safety_now(env.run))
         assert reward == pytest.approx(expected)
         assert reward != 0
+
+
+def safety_now(run):
+    anchor = run.safety_anchor
+    return validation_safety(anchor, run.learner.accuracies({"safety": anchor.validation})["safety"], 1.0)
 
 
 def test_actions_decide_the_mixture(environments, smoke_case):
@@ -98,7 +104,7 @@ def test_actions_decide_the_mixture(environments, smoke_case):
 
 def test_cases_are_chosen_not_met_in_turn(smoke_config, base_folder, smoke_case):
     env = new_env(smoke_config, base_folder, smoke_case, "paired")
-    env.cases = [smoke_case, replace(smoke_case, name="other", tasks=smoke_case.tasks[::-1])]
+    env.stages.cases = [smoke_case, replace(smoke_case, name="other", tasks=smoke_case.tasks[::-1])]
     assert [env.reset()[1]["case"] for _ in range(2)] == ["smoke", "smoke"]
     env.select_case(3)
     assert env.reset()[1]["case"] == "other"
@@ -115,8 +121,10 @@ def test_nothing_before_a_task_depends_on_its_data(environments, smoke_case, kin
     other = replace(three, tasks=(*three.tasks[:position], *foreign[:later]), steps_per_stage=(*three.steps_per_stage[:position], *[steps] * later))
     kept, seen = 2 * position, []  # stages of the tasks that stay
     for case in (three, other):
-        env.cases = [case]
+        env.stages.cases = [case]
         observations, rewards, _ = episode(env, actions_for(case, seed))
-        seen.append((observations[:kept].tolist(), rewards[:kept], [dict(record.decision.weights) for record in env.records[:kept]]))
-    env.cases = [smoke_case]
+        seen.append(
+            (observations[:kept].tolist(), rewards[:kept], [dict(record.decision.weights) for record in env.stages.episodes[0].records[:kept]])
+        )
+    env.stages.cases = [smoke_case]
     assert seen[0] == seen[1]

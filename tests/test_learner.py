@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from proxymix.config import LoraConfig, TuningConfig
-from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, gather
+from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, gather, side_by_side
 from proxymix.data.tokenizers import train_bpe
 from proxymix.errors import UserError
 from proxymix.learners.learner import Learner, NonFiniteLossError
@@ -150,8 +150,8 @@ def test_the_loss_is_per_answer_token_and_blind_to_padding(learner, batches):
     batch = batches[0]
     wider = Batch(F.pad(batch.input_ids, (0, 9), value=3), F.pad(batch.labels, (0, 9), value=IGNORED))
     with torch.no_grad():
-        plain, padded = (learner._token_losses(b)[0] for b in (batch, wider))
-    assert len(plain) == batch.num_answer_tokens
+        plain, padded = (learner._token_losses(side_by_side([b]))[0] for b in (batch, wider))
+    assert plain.shape == (1, batch.num_answer_tokens)
     assert torch.allclose(plain, padded, atol=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_losses_of_probes_are_those_of_each_alone(learner, smoke_builder, smoke_
     together = learner.losses(probes)
     assert list(together) == list(probes)
     for name, probe in probes.items():
-        logits = learner.model.logits(learner.model.hidden(probe.input_ids).flatten(0, 1))
+        logits = learner.model.logits(learner.model.hidden(probe.input_ids[None]).flatten(1, 2))[0]
         expected = F.cross_entropy(logits, probe.labels.flatten(), ignore_index=IGNORED)
         assert together[name] == pytest.approx(expected.item(), abs=1e-5)
         assert learner.losses({name: probe})[name] == pytest.approx(together[name], abs=1e-5)
@@ -223,7 +223,7 @@ def test_saving_adapters_moves_no_weight_and_writes_the_same_model(base_folder, 
     assert (tmp_path / "first/model.safetensors").read_bytes() == (tmp_path / "second/model.safetensors").read_bytes()
     saved, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "first"), batches[0].input_ids
     with torch.no_grad():
-        expected = learner.model.logits(learner.model.hidden(ids))
+        expected = learner.model.logits(learner.model.hidden(ids[None])[0])
         assert torch.allclose(saved(ids).logits, expected, atol=1e-5)
         assert not torch.allclose(AutoModelForCausalLM.from_pretrained(base_folder)(ids).logits, expected, atol=1e-2)
 

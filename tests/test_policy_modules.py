@@ -155,19 +155,21 @@ def test_values_one_number_or_a_network():
 
 @pytest.mark.parametrize("every_decision", [False, True])
 def test_noise_is_a_function_of_its_seed_and_lasts_as_told(every_decision):
-    from fake_tuning import FakeTuning, fake_cases
+    from fake_tuning import FakeTuning, fake_cases, in_parallel
 
     def episode(seed):
         env.prepare(1, seed)
         observations = [env.reset()[0]]
         while len(observations) < 7:
-            observations.append(env.step(np.zeros(SLOTS, np.float32))[0])
-        return np.stack(observations)[:, -5:]
+            observations.append(env.step(np.zeros((2, SLOTS), np.float32))[0])
+        return np.stack(observations)[:, :, -5:]  # [steps, proxies, noise]
 
-    env = ExplorationNoise(FakeTuning(tiny_config(), "base", fake_cases()), 5, every_decision=every_decision)
-    first, other, again = episode((0, 1)), episode((0, 2)), episode((0, 1))
-    assert env.unwrapped.case_index == 1
-    np.testing.assert_array_equal(first, again)
+    env = ExplorationNoise(in_parallel(FakeTuning)(tiny_config(), "base", fake_cases(), 2), 5, every_decision=every_decision)
+    both, again = (episode([(0, 1), (0, 2)]) for _ in range(2))
+    first, other = both[:, 0], both[:, 1]
+    assert env.env.get_attr("case_index") == (1, 1)
+    np.testing.assert_array_equal(episode([(0, 2), (0, 1)])[:, ::-1], both)
+    np.testing.assert_array_equal(both, again)
     assert not np.array_equal(first, other)
     assert len(np.unique(first, axis=0)) == (7 if every_decision else 1)
     assert env.reset()[0] in env.observation_space

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from fake_tuning import FakeTuning, fake_cases, tiny_config
+from fake_tuning import FakeTuning, fake_cases, in_parallel, tiny_config
 
 import cluster.episodic_ppo as cluster_ppo
 from cluster.policy_training import LEARNING_CURVE, freeze_controller, train_policy
@@ -37,7 +37,7 @@ def cluster():
 
 
 def train(out, config=None, environment=FakeTuning, on_iteration=lambda row: None):
-    return train_policy(config or tiny_config(), "base", fake_cases(), out, on_iteration, environment)
+    return train_policy(config or tiny_config(), "base", fake_cases(), out, on_iteration, in_parallel(environment))
 
 
 def assert_same(first, second):
@@ -173,8 +173,8 @@ def test_a_dead_env_runner_costs_time_but_no_number(cluster, tmp_path):
 
 
 def test_a_hanging_env_runner_is_started_afresh(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_ppo, "FIRST_EPISODE_TIMEOUT_S", 3.0)
-    monkeypatch.setattr(cluster_ppo, "MIN_EPISODE_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(cluster_ppo, "FIRST_GROUP_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(cluster_ppo, "MIN_GROUP_TIMEOUT_S", 3.0)
     undisturbed = train(tmp_path / "undisturbed")
     disturbed = train(tmp_path / "disturbed", tiny_config(num_env_runners=1), partial(HangingTuning, tmp_path / "marker"))
     assert_same(disturbed, undisturbed)

@@ -28,8 +28,10 @@ INITIAL_RAMP = 10.0
 class Policy(Protocol):
     """Deterministic part of a controller; exploration belongs to training."""
 
-    max_sources: int | None
-    """Most sources it can be asked about; None: any number."""
+    @property
+    def max_sources(self) -> int | None:
+        """Most sources it can be asked about; None: any number."""
+        ...
 
     def observe(self, boundary: StageBoundary) -> FloatArray:
         """The vector the network reads."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from proxymix.errors import UserError
 from proxymix.types import Example, Scorer, Source
@@ -124,18 +125,41 @@ def encode_source(source: Source, tokenizer: Any, max_length: int, probe_size: i
 
 def gather(splits: Sequence[EncodedSplit], places: Sequence[tuple[int, int]]) -> Batch:
     """The rows at `places` (split, row), padded to the longest of them, in that order."""
-    length = max(int(splits[s].lengths[row]) for s, row in places)
-    input_ids = torch.zeros((len(places), length), dtype=torch.int64)
-    labels = torch.full((len(places), length), IGNORED, dtype=torch.int64)
-    rows_of: dict[int, list[tuple[int, int]]] = {}
-    for target, (split, row) in enumerate(places):
-        rows_of.setdefault(split, []).append((target, row))
-    for split, pairs in rows_of.items():
-        targets, rows = (torch.tensor(column) for column in zip(*pairs, strict=True))
-        width = min(length, splits[split].input_ids.shape[1])
-        input_ids[targets, :width] = splits[split].input_ids[rows, :width]
-        labels[targets, :width] = splits[split].labels[rows, :width]
-    return Batch(input_ids, labels)
+    return gather_many(splits, [places])[0]
+
+
+def gather_many(splits: Sequence[EncodedSplit], plan: Sequence[Sequence[tuple[int, int]]]) -> list[Batch]:
+    """`gather` for every batch of a `plan`, with one copy from each split for all of them."""
+    located = torch.tensor([place for places in plan for place in places], dtype=torch.int64).view(-1, 2)
+    owners, rows = located.T
+    used = owners.unique().tolist()
+    lengths = torch.empty(len(located), dtype=torch.int64)
+    for split in used:
+        chosen = owners == split
+        lengths[chosen] = splits[split].lengths[rows[chosen]]
+    width = int(lengths.max())
+    input_ids = torch.zeros((len(located), width), dtype=torch.int64)
+    labels = torch.full((len(located), width), IGNORED, dtype=torch.int64)
+    for split in used:
+        targets = (owners == split).nonzero().ravel()
+        own = min(width, splits[split].input_ids.shape[1])
+        input_ids[targets, :own] = splits[split].input_ids[rows[targets], :own]
+        labels[targets, :own] = splits[split].labels[rows[targets], :own]
+    sizes = [len(places) for places in plan]
+    longest = [int(part.max()) for part in torch.split(lengths, sizes)]
+    parts = zip(torch.split(input_ids, sizes), torch.split(labels, sizes), longest, strict=True)
+    return [Batch(ids[:, :length], targets[:, :length]) for ids, targets, length in parts]
+
+
+def side_by_side(batches: Sequence[Batch]) -> Batch:
+    """Batches of equally many rows as one, `[num_batches, rows, length]`, padded to the longest."""
+    if len(batches) == 1:
+        return Batch(batches[0].input_ids[None], batches[0].labels[None])
+    length = max(batch.input_ids.shape[1] for batch in batches)
+    return Batch(
+        torch.stack([pad(batch.input_ids, (0, length - batch.input_ids.shape[1])) for batch in batches]),
+        torch.stack([pad(batch.labels, (0, length - batch.labels.shape[1]), value=IGNORED) for batch in batches]),
+    )
 
 
 def stack(splits: Sequence[EncodedSplit]) -> tuple[Batch, Tensor]:

@@ -1,7 +1,10 @@
 """A Llama decoder with no weight on it: loads and saves ordinary Hugging Face folders, equal to transformers' to 1e-5 in fp32.
 
+    input_ids [replicas, rows, length] → hidden [replicas, rows, length, width] → logits where asked
+
 Tiny models spend their time in Python and kernel launches, not in arithmetic. This one fuses q/k/v and gate/up, needs no
-attention mask (right padding cannot be seen by a causal model's earlier positions) and is several times faster at proxy sizes.
+attention mask (right padding cannot be seen by a causal model's earlier positions), and can hold many replicas, each with weights
+of its own, that go through every operation together.
 """
 
 from __future__ import annotations
@@ -19,62 +22,73 @@ from proxymix.errors import UserError
 
 
 class Layer(nn.Module):
-    """One decoder layer: RMS norm, rotary attention, RMS norm, SwiGLU."""
+    """One decoder layer: RMS norm, rotary attention, RMS norm, SwiGLU. Every parameter has a leading replica dimension."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], num_replicas: int) -> None:
         """Args: `config` is the content of a Llama `config.json`."""
         super().__init__()
         width, inner = config["hidden_size"], config["intermediate_size"]
         self.num_heads = config["num_attention_heads"]
         self.num_key_heads = config.get("num_key_value_heads") or self.num_heads
         self.head_size = config.get("head_dim") or width // self.num_heads
-        self.norm_1, self.norm_2 = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
-        self.qkv = nn.Parameter(torch.empty((self.num_heads + 2 * self.num_key_heads) * self.head_size, width))
-        self.out = nn.Parameter(torch.empty(width, self.num_heads * self.head_size))
-        self.gate_up, self.down = nn.Parameter(torch.empty(2 * inner, width)), nn.Parameter(torch.empty(width, inner))
+        self.norm_1, self.norm_2 = (nn.Parameter(torch.ones(num_replicas, width)) for _ in range(2))
+        self.qkv = nn.Parameter(torch.empty(num_replicas, (self.num_heads + 2 * self.num_key_heads) * self.head_size, width))
+        self.out = nn.Parameter(torch.empty(num_replicas, width, self.num_heads * self.head_size))
+        self.gate_up = nn.Parameter(torch.empty(num_replicas, 2 * inner, width))
+        self.down = nn.Parameter(torch.empty(num_replicas, width, inner))
         self.epsilon = config.get("rms_norm_eps", 1e-6)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """`[batch, length, width]` to the same."""
-        batch, length, width = x.shape
-        qkv = F.linear(F.rms_norm(x, (width,), self.norm_1, self.epsilon), self.qkv)
-        heads = qkv.view(batch, length, -1, self.head_size).transpose(1, 2)  # [batch, q+k+v heads, length, head_size]
+        """`[replicas, rows · length, width]` to the same; the length is that of the rotation."""
+        length = len(cosine)
+        qkv = torch.bmm(rms_norm(x, self.norm_1, self.epsilon), self.qkv.mT)
+        heads = qkv.view(-1, length, self.num_heads + 2 * self.num_key_heads, self.head_size).transpose(
+            1, 2
+        )  # [replicas · rows, heads, length, size]
         rotated, value = torch.split(heads, [self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
         first, second = rotated.chunk(2, dim=-1)
         rotated = rotated * cosine + torch.cat((-second, first), dim=-1) * sine
         query, key = torch.split(rotated, [self.num_heads, self.num_key_heads], dim=1)
         grouped = self.num_key_heads != self.num_heads
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-        x = x + F.linear(attended.transpose(1, 2).reshape(batch, length, -1), self.out)
-        gate, up = F.linear(F.rms_norm(x, (width,), self.norm_2, self.epsilon), self.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, self.down)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+        x = torch.baddbmm(x, attended.reshape(*x.shape[:2], -1), self.out.mT)
+        gate, up = torch.bmm(rms_norm(x, self.norm_2, self.epsilon), self.gate_up.mT).chunk(2, dim=-1)
+        return torch.baddbmm(x, F.silu(gate) * up, self.down.mT)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """`x` `[replicas, tokens, width]`, `weight` `[replicas, width]`."""
+    return F.rms_norm(x, x.shape[-1:], None, epsilon) * weight[:, None]
 
 
 class LeanLlama(nn.Module):
-    """A causal language model: `hidden` gives states, `logits` scores only the positions it is asked for."""
+    """Causal language models of one shape: `hidden` gives states, `logits` scores only the positions it is asked for."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        """Args: `config` is the content of a Llama `config.json`."""
+    def __init__(self, config: dict[str, Any], num_replicas: int = 1) -> None:
+        """Args: `config` is the content of a Llama `config.json`; `num_replicas` models have weights of their own."""
         super().__init__()
-        self.config = config
-        self.embedding = nn.Parameter(torch.empty(config["vocab_size"], config["hidden_size"]))
-        self.layers = [Layer(config) for _ in range(config["num_hidden_layers"])]
+        self.config, self.num_replicas = config, num_replicas
+        self.embedding = nn.Parameter(torch.empty(num_replicas, config["vocab_size"], config["hidden_size"]))
+        self.layers = [Layer(config, num_replicas) for _ in range(config["num_hidden_layers"])]
         self.registered_layers = nn.ModuleList(self.layers)  # the same objects; the plain list keeps their type
-        self.norm = nn.Parameter(torch.ones(config["hidden_size"]))
+        self.norm = nn.Parameter(torch.ones(num_replicas, config["hidden_size"]))
         self.head = None if config.get("tie_word_embeddings") else nn.Parameter(torch.empty_like(self.embedding))
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def hidden(self, input_ids: Tensor) -> Tensor:
-        """Final normalised states, `[batch, length, width]`, of right-padded `input_ids` `[batch, length]`."""
-        x = F.embedding(input_ids, self.embedding)
-        cosine, sine = (table.to(x.dtype) for table in self._rotation(input_ids.shape[1], input_ids.device))
+        """Final normalised states, `[replicas, rows, length, width]`, of right-padded `input_ids` `[replicas, rows, length]`."""
+        replicas, rows, length = input_ids.shape
+        _, vocabulary, width = self.embedding.shape
+        offsets = torch.arange(0, replicas * vocabulary, vocabulary, device=input_ids.device)[:, None, None]
+        x = F.embedding((input_ids + offsets).view(replicas, -1), self.embedding.reshape(-1, width))
+        cosine, sine = (table.to(x.dtype) for table in self._rotation(length, input_ids.device))
         for layer in self.layers:
             x = layer(x, cosine, sine)
-        return F.rms_norm(x, (x.shape[-1],), self.norm, self.config.get("rms_norm_eps", 1e-6))
+        return rms_norm(x, self.norm, self.config.get("rms_norm_eps", 1e-6)).view(replicas, rows, length, width)
 
     def logits(self, states: Tensor) -> Tensor:
-        """`[num_positions, width]` to `[num_positions, vocabulary]`."""
-        return F.linear(states, self.embedding if self.head is None else self.head)
+        """`[replicas, num_positions, width]` to `[replicas, num_positions, vocabulary]`."""
+        return torch.bmm(states, (self.embedding if self.head is None else self.head).mT)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fresh weights, normal with the config's `initializer_range`; norms stay 1."""
@@ -83,14 +97,14 @@ class LeanLlama(nn.Module):
                 nn.init.normal_(parameter, std=self.config.get("initializer_range", 0.02), generator=generator)
 
     def save(self, folder: Path) -> None:
-        """Writes `config.json` and `model.safetensors` under transformers' names."""
+        """Writes `config.json` and the first replica's `model.safetensors` under transformers' names."""
         (folder / "config.json").write_text(json.dumps(self.config, indent=2))
-        tensors = {name: value.detach().contiguous().clone() for name, value in self._to_transformers().items()}
+        tensors = {name: value.detach().contiguous().clone() for name, value in self._to_transformers(0).items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     @classmethod
-    def load(cls, folder: Path) -> LeanLlama:
-        """The model in a Hugging Face folder.
+    def load(cls, folder: Path, num_replicas: int = 1) -> LeanLlama:
+        """The model in a Hugging Face folder, in `num_replicas` equal replicas.
 
         Raises:
             UserError: not a Llama, or a Llama with parts this decoder does not have.
@@ -107,8 +121,8 @@ class LeanLlama(nn.Module):
         if not plain or config.get("attention_bias") or config.get("mlp_bias") or config.get("hidden_act", "silu") != "silu":
             found = f"{config.get('model_type')!r} in {str(folder)!r}"
             raise UserError(f"model.implementation: lean needs a plain Llama, got {found}; use implementation: transformers")
-        model = cls(config)
-        views = model._to_transformers()
+        model = cls(config, num_replicas)
+        views = model._to_transformers(slice(None))
         if missing := sorted(views.keys() - tensors.keys()):
             raise UserError(
                 f"model: {str(folder)!r} must hold every tensor of its config, got none for {', '.join(missing[:3])}; save the model anew"
@@ -118,20 +132,20 @@ class LeanLlama(nn.Module):
                 view.copy_(tensors[name])
         return model
 
-    def _to_transformers(self) -> dict[str, Tensor]:
-        """Views of the parameters under transformers' names."""
+    def _to_transformers(self, replica: int | slice) -> dict[str, Tensor]:
+        """Views of one replica's parameters, or of all, under transformers' names."""
         names: dict[str, Tensor] = {"model.embed_tokens.weight": self.embedding, "model.norm.weight": self.norm}
         if self.head is not None:
             names["lm_head.weight"] = self.head
         for index, layer in enumerate(self.layers):
             prefix, size = f"model.layers.{index}.", layer.head_size
-            query, key, value = torch.split(layer.qkv, [layer.num_heads * size, layer.num_key_heads * size, layer.num_key_heads * size])
-            gate, up = layer.gate_up.chunk(2)
+            query, key, value = torch.split(layer.qkv, [layer.num_heads * size, layer.num_key_heads * size, layer.num_key_heads * size], dim=-2)
+            gate, up = layer.gate_up.chunk(2, dim=-2)
             parts = {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": value, "self_attn.o_proj": layer.out}
             parts |= {"mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": layer.down}
             parts |= {"input_layernorm": layer.norm_1, "post_attention_layernorm": layer.norm_2}
             names |= {f"{prefix}{part}.weight": tensor for part, tensor in parts.items()}
-        return names
+        return {name: tensor[replica] for name, tensor in names.items()}
 
     def _rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rotary embedding, each `[length, head_size]`; kept for the longest length seen."""

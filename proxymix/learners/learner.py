@@ -1,21 +1,26 @@
-"""One language model being tuned: a step on a global batch, losses and accuracies on probes, its whole state in memory.
+"""Language models being tuned: a step on a global batch, losses and accuracies on probes, their whole state in memory.
 
 Batch → rank's slice → answer-only cross entropy → flat gradient → (all-reduce) → clip → AdamW
+
+One model as a rule; with a model of several replicas, as many runs go through every step together, each on a batch of its own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxymix.config import TuningConfig
-from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, stack
+from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, side_by_side, stack
 from proxymix.errors import UserError
 from proxymix.learners.models import LanguageModel
+
+if TYPE_CHECKING:
+    from proxymix.config import TuningConfig
 
 EVALUATION_ROWS = 64
 """Rows that are validated at a time; bounds the memory of a large model's probes, and keeps a tiny one's in the cache (twice as fast as 256)."""
@@ -34,7 +39,9 @@ class Learner:
         """Args: `reduce` sums a tensor in place over the ranks; needed when `world_size` > 1."""
         self.model, self.tuning = model, tuning
         self.rank, self.world_size, self.reduce = rank, world_size, reduce
-        self.flat = _flatten([p for p in model.parameters() if p.requires_grad])
+        tuned = {id(p): p for p in model.parameters() if p.requires_grad}
+        self.parameters = list(tuned.values())
+        self.flat = _flatten(self.parameters, model.num_replicas)
         self.base = self.flat.detach().clone()
         self.begin_task(1)
 
@@ -44,7 +51,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW([self.flat], lr=self.tuning.learning_rate, weight_decay=self.tuning.weight_decay, fused=True)
 
     def train_step(self, batch: Batch) -> float:
-        """One optimizer step on the *global* batch, of which this rank computes its slice.
+        """One optimizer step of the one model on the *global* batch, of which this rank computes its slice.
 
         Returns:
             Mean loss over the whole batch, nats per answer token.
@@ -52,38 +59,51 @@ class Learner:
         Raises:
             NonFiniteLossError: before any weight changed.
         """
-        gradient = self.flat.grad
-        assert gradient is not None
-        gradient.zero_()
-        rows = slice(self.rank, None, self.world_size)
-        mine = Batch(batch.input_ids[rows], batch.labels[rows])
+        return self.train_steps([batch])[0]
+
+    def train_steps(self, batches: Sequence[Batch]) -> list[float]:
+        """One optimizer step of every replica on its own batch, `[num_replicas]`; as `train_step` otherwise."""
+        batch = side_by_side(batches)
         # The divisor is the global one, so that summing the ranks' gradients is the one-worker gradient.
-        loss = self._token_losses(mine)[0].sum() / batch.num_answer_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        value = loss.detach()
+        num_answer_tokens = (batch.labels != IGNORED).sum((1, 2)).to(self.flat.device)
+        rows = slice(self.rank, None, self.world_size)
+        losses = self._token_losses(Batch(batch.input_ids[:, rows], batch.labels[:, rows]))[0].sum(1) / num_answer_tokens
+        gradients = torch.autograd.grad(losses.sum(), self.parameters, materialize_grads=True)
+        gradient = torch.cat([part.reshape(len(losses), -1) for part in gradients], dim=1)
+        losses = losses.detach()
         if self.reduce is not None:
             self.reduce(gradient)
-            self.reduce(value)
-        if not math.isfinite(value.item()):
+            self.reduce(losses)
+        values: list[float] = losses.tolist()
+        if not all(map(math.isfinite, values)):
             remedy = "lower the learning rate and give the run another name"
-            raise NonFiniteLossError(f"loss became {value.item()} at optimizer step {self.steps_done} of the task; {remedy}")
-        norm = torch.linalg.vector_norm(gradient)
-        gradient.mul_((self.tuning.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            worst = next(value for value in values if not math.isfinite(value))
+            raise NonFiniteLossError(f"loss became {worst} at optimizer step {self.steps_done} of the task; {remedy}")
+        norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        self.flat.grad = gradient.mul_((self.tuning.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
         self.optimizer.param_groups[0]["lr"] = self.tuning.learning_rate * self._schedule()
         self.optimizer.step()
         self.steps_done += 1
-        return value.item()
+        return values
 
     def losses(self, probes: Mapping[str, EncodedSplit]) -> dict[str, float]:
         """Mean loss of every probe, nats per answer token; all probes go through the model together."""
-        return {name: value[0] for name, value in self._evaluate(probes).items()}
+        return self.losses_of_all(probes)[0]
+
+    def losses_of_all(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, float]]:
+        """`losses` of every replica on the same probes."""
+        return [{name: loss for name, (loss, _) in read.items()} for read in self._evaluate(probes)]
 
     def accuracies(self, probes: Mapping[str, EncodedSplit]) -> dict[str, Tensor]:
         """Whether each row's whole answer would be generated greedily, bool `[num_rows]` per probe.
 
         Teacher-forced: the argmax is right at every answer position exactly if greedy decoding yields the answer.
         """
-        return {name: value[1] for name, value in self._evaluate(probes).items()}
+        return self.accuracies_of_all(probes)[0]
+
+    def accuracies_of_all(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, Tensor]]:
+        """`accuracies` of every replica on the same probes."""
+        return [{name: right for name, (_, right) in read.items()} for read in self._evaluate(probes)]
 
     def restore_base(self) -> None:
         """Back to the weights the learner was built with; no file is read."""
@@ -118,39 +138,66 @@ class Learner:
         progress = (self.steps_done - warmup) / max(self.num_steps - warmup, 1)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
-    def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss at each answer position, its row, and whether the argmax is right; logits are computed nowhere else."""
+    def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of a batch `[replicas, rows, length]`, at answer positions alone (logits are computed nowhere else).
+
+        Returns:
+            Loss (0 where a replica has fewer answer tokens than another), row, label and logits, `[replicas, num_positions, …]`.
+        """
         input_ids, labels = batch.input_ids.to(self.flat.device), batch.labels.to(self.flat.device)
+        replicas, _, length = labels.shape
+        places, labels = answer_places(labels.flatten(1))
         states = self.model.hidden(input_ids)
-        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        scores, labels = self.model.logits(states[rows, columns]).float(), labels[rows, columns]
-        return F.cross_entropy(scores, labels, reduction="none"), rows, scores.detach().argmax(-1) == labels
+        offsets = torch.arange(0, input_ids.numel(), input_ids[0].numel(), device=places.device)[:, None]
+        scored = states.flatten(0, 2).index_select(0, (places + offsets).flatten()).view(replicas, places.shape[1], -1)
+        scores = self.model.logits(scored).float()
+        losses = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+        return losses.view(replicas, -1), places // length, labels, scores
 
     @torch.no_grad()
-    def _evaluate(self, probes: Mapping[str, EncodedSplit]) -> dict[str, tuple[float, Tensor]]:
+    def _evaluate(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, tuple[float, Tensor]]]:
+        """Loss and exactness of every probe, for every replica."""
         batch, owners = stack(list(probes.values()))
-        totals, counts = torch.zeros(len(probes), dtype=torch.float64), torch.zeros(len(probes), dtype=torch.float64)
-        exact = torch.ones(len(owners), dtype=torch.bool)
-        for start in range(0, len(owners), EVALUATION_ROWS):
-            part = slice(start, start + EVALUATION_ROWS)
-            losses, rows, right = (values.cpu() for values in self._token_losses(Batch(batch.input_ids[part], batch.labels[part])))
-            whose = owners[part][rows]
-            totals.index_add_(0, whose, losses.double())
-            counts += torch.bincount(whose, minlength=len(probes))
-            exact[start + rows[~right]] = False
-        means, rows_of = (totals / counts).tolist(), torch.split(exact, [len(probe) for probe in probes.values()])
-        return {name: (means[i], rows_of[i]) for i, name in enumerate(probes)}
+        replicas, num_probes = self.model.num_replicas, len(probes)
+        totals, counts = torch.zeros(replicas, num_probes, dtype=torch.float64), torch.zeros(num_probes, dtype=torch.float64)
+        exact = torch.ones(replicas, len(owners), dtype=torch.bool)
+        at_once = max(1, EVALUATION_ROWS // replicas)
+        for start in range(0, len(owners), at_once):
+            part = slice(start, start + at_once)
+            same = Batch(*(rows[part].expand(replicas, -1, -1) for rows in (batch.input_ids, batch.labels)))
+            losses, rows, labels, scores = self._token_losses(same)
+            rows, wrong = start + rows[0].cpu(), (scores.argmax(-1) != labels).cpu()
+            totals.index_add_(1, owners[rows], losses.double().cpu())
+            counts += torch.bincount(owners[rows], minlength=num_probes)
+            for replica in range(replicas):
+                exact[replica, rows[wrong[replica]]] = False
+        means, rights = (totals / counts).tolist(), torch.split(exact, [len(probe) for probe in probes.values()], dim=1)
+        return [{name: (means[r][i], rights[i][r]) for i, name in enumerate(probes)} for r in range(replicas)]
 
 
-def _flatten(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
-    """One leaf that holds all `parameters`, which become views of it; so do their gradients."""
-    unique = list({id(p): p for p in parameters}.values())
-    flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in unique]))
-    flat.grad = torch.zeros_like(flat)
+def answer_places(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the answers are.
+
+    Args:
+        labels: `[replicas, positions]`, IGNORED outside answers.
+
+    Returns:
+        Positions and their labels, `[replicas, most answer tokens of any replica]`; the surplus of the others has the label IGNORED.
+    """
+    scored = labels != IGNORED
+    if len(labels) == 1:  # The usual case, and several times faster than sorting.
+        places = scored.nonzero()[:, 1][None]
+        return places, labels.gather(1, places)
+    places = (~scored).byte().argsort(dim=1, stable=True)[:, : int(scored.sum(1).max())]
+    return places, labels.gather(1, places)
+
+
+def _flatten(parameters: Sequence[nn.Parameter], num_replicas: int) -> nn.Parameter:
+    """One leaf `[num_replicas, size]` that holds all `parameters`, which become views of it."""
+    flat = nn.Parameter(torch.cat([p.detach().reshape(num_replicas, -1) for p in parameters], dim=1))
     offset = 0
-    for parameter in unique:
-        window = slice(offset, offset + parameter.numel())
-        parameter.data = flat.data[window].view_as(parameter)
-        parameter.grad = flat.grad[window].view_as(parameter)
-        offset += parameter.numel()
+    for parameter in parameters:
+        size = parameter.numel() // num_replicas
+        parameter.data = flat.data[:, offset : offset + size].view_as(parameter)
+        offset += size
     return flat

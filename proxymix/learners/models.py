@@ -5,25 +5,29 @@ from __future__ import annotations
 import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from proxymix.config import LoraConfig
 from proxymix.errors import UserError
 from proxymix.learners.decoder import LeanLlama
 
+if TYPE_CHECKING:  # Else no pydantic is needed here: the GPU benchmarks run where there is none.
+    from proxymix.config import LoraConfig
+
 
 class LanguageModel(Protocol):
-    """What a learner needs of a model."""
+    """What a learner needs of a model, or of several equal ones that are tuned side by side."""
+
+    num_replicas: int
 
     def hidden(self, input_ids: Tensor) -> Tensor:
-        """Final states, `[batch, length, width]`, of right-padded rows."""
+        """Final states, `[replicas, rows, length, width]`, of right-padded `[replicas, rows, length]`."""
         ...
 
     def logits(self, states: Tensor) -> Tensor:
-        """`[num_positions, width]` to `[num_positions, vocabulary]`."""
+        """`[replicas, num_positions, width]` to `[replicas, num_positions, vocabulary]`."""
         ...
 
     def parameters(self) -> Any:
@@ -40,7 +44,9 @@ class LanguageModel(Protocol):
 
 
 class TransformersModel(nn.Module):
-    """Any causal language model of transformers, optionally with LoRA adapters."""
+    """Any causal language model of transformers, optionally with LoRA adapters; one replica."""
+
+    num_replicas = 1
 
     def __init__(self, folder: str, lora: LoraConfig | None = None, dtype: torch.dtype = torch.float32) -> None:
         """Args: `folder` is a local folder or a hub name."""
@@ -57,8 +63,8 @@ class TransformersModel(nn.Module):
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Final states; right padding needs no mask under causal attention."""
         causal = self.model.get_base_model() if self.lora else self.model
-        states: Tensor = getattr(causal, causal.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
-        return states
+        states: Tensor = getattr(causal, causal.base_model_prefix)(input_ids=input_ids[0], use_cache=False).last_hidden_state
+        return states[None]
 
     def logits(self, states: Tensor) -> Tensor:
         """The output embeddings' scores."""
@@ -105,11 +111,19 @@ def _merged_state(base: Any) -> dict[str, Tensor]:
     return {name.replace(".base_layer.", "."): value for name, value in state.items()}
 
 
-def load_model(folder: str | Path, implementation: str, lora: LoraConfig | None = None, precision: str = "fp32") -> LanguageModel:
-    """The model in `folder`, ready to be tuned."""
+def load_model(
+    folder: str | Path, implementation: str, lora: LoraConfig | None = None, precision: str = "fp32", *, num_replicas: int = 1
+) -> LanguageModel:
+    """The model in `folder`, ready to be tuned.
+
+    Raises:
+        UserError: it cannot be loaded so; or several replicas are wanted of transformers, which has none.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if implementation == "lean":
-        return LeanLlama.load(Path(folder)).to(dtype)
+        return LeanLlama.load(Path(folder), num_replicas).to(dtype)
+    if num_replicas > 1:
+        raise UserError(f"proxy.model.implementation: must be lean to tune {num_replicas} proxies side by side, got transformers")
     return TransformersModel(str(folder), lora, dtype)
 
 
