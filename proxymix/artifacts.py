@@ -59,6 +59,17 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
+def append_jsonl(path: Path, row: Any) -> None:
+    """Adds one JSON value at the end of `path`, for any number of writers: a single write, so lines never mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        torn = b""
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = b"" if file.read(1) == b"\n" else b"\n"  # A writer was killed in the middle; its line must not take this one with it.
+        file.write(torn + json.dumps(row, allow_nan=False).encode() + b"\n")
+
+
 def read_jsonl(path: Path) -> Iterator[Any]:
     """The rows of `path`; none where there is no file."""
     with suppress(FileNotFoundError):

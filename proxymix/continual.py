@@ -16,7 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from proxymix.config import TuningConfig
-from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather_many
+from proxymix.cost import ModelShape
+from proxymix.data.encoding import IGNORED, Batch, EncodedSource, EncodedSplit, gather_many
 from proxymix.data.sampler import MixtureSampler, Places
 from proxymix.probing import Readings
 from proxymix.types import Controller, Decision, Role, SourceReading, StageBoundary, StageRecord
@@ -28,6 +29,11 @@ StageInProgress = Generator[Batch | Probes, Any, StageRecord]
 
 class StageLearner(Protocol):
     """What the loop needs of a model being tuned, or of several side by side (`proxymix.learners.Learner`)."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """What the cost of one model depends on."""
+        ...
 
     def begin_task(self, num_optimizer_steps: int) -> None:
         """A fresh optimizer and schedule."""
@@ -95,6 +101,13 @@ class ContinualRun:
         self.task_index, self.stage_index = 0, 0
         self.readings = Readings()
         self.reference_losses: dict[str, float] = {}
+        self.training_flops = self.validation_flops = 0
+        self._recorded_flops = (0, 0)
+
+    @property
+    def flops(self) -> int:
+        """Operations so far, training and validation, as of this run alone: what others beside it are padded to is not in it."""
+        return self.training_flops + self.validation_flops
 
     @property
     def done(self) -> bool:
@@ -141,9 +154,11 @@ class ContinualRun:
         losses = []
         for batch in batches:
             losses.append((yield batch))
+            self.training_flops += self.learner.shape.training_flops(batch.input_ids.shape, batch.num_answer_tokens)
         trained = time.perf_counter()
         position = (self.task_index, self.stage_index)
         num_validation_tokens = yield from self._move_on(boundary.current.name)
+        recorded, self._recorded_flops = self._recorded_flops, (self.training_flops, self.validation_flops)
         return StageRecord(
             request_id=f"{self.name}/task{position[0]}/stage{position[1]}",
             boundary=boundary,
@@ -153,6 +168,8 @@ class ContinualRun:
             num_optimizer_steps=steps,
             num_tokens=num_tokens,
             num_validation_tokens=num_validation_tokens,
+            training_flops=self.training_flops - recorded[0],
+            validation_flops=self.validation_flops - recorded[1],
             seconds={"train": trained - started, "validate": time.perf_counter() - trained},
         )
 
@@ -163,7 +180,15 @@ class ContinualRun:
 
     def validation_accuracies(self) -> dict[str, float]:
         """Share of validation rows answered right, per anchor and task."""
+        self.count_reading(self.validation_splits)
         return mean_accuracies(self.learner.accuracies_of_all(self.validation_splits)[0])
+
+    def count_reading(self, probes: Probes) -> None:
+        """Adds what reading `probes`, padded to their longest row, takes; for whoever reads them for this run."""
+        if probes:
+            num_rows, length = sum(map(len, probes.values())), max(int(probe.lengths.max()) for probe in probes.values())
+            num_scored = sum(int((probe.labels != IGNORED).sum()) for probe in probes.values())
+            self.validation_flops += self.learner.shape.forward_flops([num_rows, length], num_scored)
 
     @property
     def safety_anchor(self) -> EncodedSource | None:
@@ -207,6 +232,7 @@ class ContinualRun:
 
     def _keep(self, probes: Probes, losses: Mapping[str, float]) -> None:
         assert probes.keys() == losses.keys()
+        self.count_reading(probes)
         self.readings.add([source.name for source in self.visible], losses)
 
     def _reading(self, name: str, current: str) -> SourceReading:
@@ -248,12 +274,13 @@ def run_continual(run: ContinualRun, controller: Controller, journal: Journal | 
     records = []
     while not run.done:
         task_index = run.task_index
+        began = time.process_time()
         boundary = run.observe()
         asked = time.perf_counter()
         decision = controller.decide(boundary)
         decided = time.perf_counter()
         record = run.advance(decision)
-        record = replace(record, seconds={**record.seconds, "decide": decided - asked})
+        record = replace(record, seconds={**record.seconds, "decide": decided - asked, "cpu": time.process_time() - began})
         records.append(record)
         if journal is not None:
             journal.stage_finished(run, record)
