@@ -101,6 +101,10 @@ class Run:
         finally:
             self._event(name, ending, seconds=round(time.perf_counter() - started, 3))
 
+    def meanwhile(self, name: str, seconds: float) -> None:
+        """Notes a phase that went on beside the others."""
+        self._event(name, "end", seconds=round(seconds, 3))
+
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A bar with an estimate of the time left; yields `update(done, total)`."""

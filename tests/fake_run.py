@@ -210,4 +210,5 @@ def _events(config: Config) -> list[dict[str, Any]]:
         rows.append({"time": clock, "phase": phase, "event": "start"})
         clock += seconds
         rows.append({"time": clock, "phase": phase, "event": "end", "seconds": seconds})
+    rows.append({"time": clock, "phase": "start_engines", "event": "end", "seconds": 12.0})
     return [*rows, {"time": clock, "phase": "report", "event": "start"}]

@@ -47,7 +47,7 @@ def cost_sentence(made: Sequence[CostLine], spent: Sequence[CostLine]) -> str:
     total = total_flops(made) or 1
     policy, cached = (total_flops(chosen) for chosen in ([x for x in made if x.item in POLICY_ITEMS], [x for x in made if x.cached]))
     again = total_flops(spent) - (total_flops(made) - cached)
-    text = f"The results took {total_flops(made):.3g} operations, {100 * policy / total:.0f}\u00a0% of them for the policy (warm bars)."
+    text = f"The results took {total_flops(made):.3g} operations, {100 * policy / total:.0f}\u00a0% of them for the policy (orange)."
     text += f" {100 * cached / total:.0f}\u00a0% came from a cache and cost this run nothing; the tables count them all the same." if cached else ""
     text += f" Work that was lost and done again took {again:.2g} more." if again > 0 else ""
     return f"{text} Seconds are process time, start-up excluded."

@@ -142,7 +142,7 @@ def _time(data: RunData) -> Section:
         panels.append(
             Panel("time-tuning", "Share of training, validating and deciding in the stages of each method.", plot_stage_time(data.runs, titles))
         )
-    text = "Wall-clock, summed over a phase's runs; phases may overlap."
+    text = "Wall-clock, summed over a phase's runs. Phases follow each other, but for the grey ones, which went on beside the others."
     unfinished = {name: ", ".join(phases).replace("_", " ") for name, phases in unfinished_phases(data.events).items()}
     text += f" Begun but not ended: {unfinished['begun']}." if unfinished["begun"] else ""
     text += f" Failed the last time: {unfinished['failed']}." if unfinished["failed"] else ""
