@@ -39,7 +39,8 @@ def with_references(
     submissions = [partial(_reference_runs.remote, config, base_folder, case) for case in cases]
 
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
-        account.add("reference", cases[index].name, "proxy", Cost(**result["cost"]), cached=cached, episodes=len(REFERENCES))
+        # The key too: trials of a sweep have cases of one name that are not the same.
+        account.add("reference", f"{cases[index].name}/{keys[index][:8]}", "proxy", Cost(**result["cost"]), cached=cached, episodes=len(REFERENCES))
 
     at_once = max(1, config.controller.num_env_runners)
     results = run_cached_tasks(Path(config.cache_root) / "references", keys, submissions, at_once, progress, note)
