@@ -5,6 +5,7 @@ A reader never sees half a file: the bytes go to a temporary name beside it, are
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -60,9 +61,10 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def append_jsonl(path: Path, row: Any) -> None:
-    """Adds one JSON value at the end of `path`, for any number of writers: a single write, so lines never mix."""
+    """Adds one JSON value at the end of `path`, for any number of writers: one at a time, so lines never mix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # Until the file is closed.
         torn = b""
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)

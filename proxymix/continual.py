@@ -17,8 +17,9 @@ from torch import Tensor
 
 from proxymix.config import TuningConfig
 from proxymix.cost import ModelShape
-from proxymix.data.encoding import IGNORED, Batch, EncodedSource, EncodedSplit, gather_many
+from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather_many, stacked_shape
 from proxymix.data.sampler import MixtureSampler, Places
+from proxymix.mixture import checked_weights
 from proxymix.probing import Readings
 from proxymix.types import Controller, Decision, Role, SourceReading, StageBoundary, StageRecord
 
@@ -30,10 +31,8 @@ StageInProgress = Generator[Batch | Probes, Any, StageRecord]
 class StageLearner(Protocol):
     """What the loop needs of a model being tuned, or of several side by side (`proxymix.learners.Learner`)."""
 
-    @property
-    def shape(self) -> ModelShape:
-        """What the cost of one model depends on."""
-        ...
+    shape: ModelShape
+    """What the cost of one model depends on."""
 
     def begin_task(self, num_optimizer_steps: int) -> None:
         """A fresh optimizer and schedule."""
@@ -143,7 +142,7 @@ class ContinualRun:
         if self.done:
             raise ValueError("run: every task is finished; build a new one to go on")
         boundary = self.observe()
-        weights = _checked_weights(decision.weights, boundary.names)
+        weights = checked_weights(decision.weights, boundary.names)
         started = time.perf_counter()
         steps = self.steps_per_stage[self.task_index]
         if self.stage_index == 0:
@@ -186,9 +185,7 @@ class ContinualRun:
     def count_reading(self, probes: Probes) -> None:
         """Adds what reading `probes`, padded to their longest row, takes; for whoever reads them for this run."""
         if probes:
-            num_rows, length = sum(map(len, probes.values())), max(int(probe.lengths.max()) for probe in probes.values())
-            num_scored = sum(int((probe.labels != IGNORED).sum()) for probe in probes.values())
-            self.validation_flops += self.learner.shape.forward_flops([num_rows, length], num_scored)
+            self.validation_flops += self.learner.shape.forward_flops(*stacked_shape(list(probes.values())))
 
     @property
     def safety_anchor(self) -> EncodedSource | None:
@@ -305,14 +302,3 @@ def _batches(plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple
 
 def _shared_seconds(record: StageRecord, num_runs: int) -> StageRecord:
     return replace(record, seconds={name: seconds / num_runs for name, seconds in record.seconds.items()})
-
-
-def _checked_weights(weights: Mapping[str, float], visible: Sequence[str]) -> dict[str, float]:
-    if set(weights) != set(visible):
-        raise ValueError(f"weights must name exactly the visible sources {list(visible)}, got {list(weights)}")
-    values = [float(weights[name]) for name in visible]
-    if not all(np.isfinite(values)) or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
-        raise ValueError(
-            f"mixture_weights must be non-negative and sum to 1 over visible sources, got {dict(weights)}; pass logits to masked_mixture"
-        )
-    return dict(zip(visible, values, strict=True))
