@@ -256,7 +256,7 @@ def advance_together(runs: Sequence[ContinualRun], decisions: Sequence[Decision]
             except StopIteration as end:
                 records.append(end.value)
         if records:
-            return [_shared_seconds(record, len(runs)) for record in records]
+            return [replace(record, seconds={name: value / len(runs) for name, value in record.seconds.items()}) for record in records]
         batches = [question for question in asked if isinstance(question, Batch)]
         # Equal places ask equal things: all for a step, or all for the same probes.
         answers = learner.train_steps(batches) if batches else learner.losses_of_all(asked[0])
@@ -298,7 +298,3 @@ def _batches(plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple
     located = [[(order[name], row) for name, row in places] for places in plan]
     num_tokens = sum(int(splits[s].lengths[row]) for places in located for s, row in places)
     return gather_many(splits, located), num_tokens
-
-
-def _shared_seconds(record: StageRecord, num_runs: int) -> StageRecord:
-    return replace(record, seconds={name: seconds / num_runs for name, seconds in record.seconds.items()})
