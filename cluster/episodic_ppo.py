@@ -77,6 +77,8 @@ class Outcome:
     """Episodes that had to be run again because their runner died or hung."""
     sample_seconds: float
     learn_seconds: float
+    cpu_seconds: float
+    """Process time of the episodes, where they ran, and of learning."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Answer:
     """Episodes by the group's place in the plan."""
     metrics: dict[str, Any]
     slowest_s: float = 0.0
+    cpu_seconds: float = 0.0
     mistake: str | None = None
     """The message of a UserError."""
     failure: str | None = None
@@ -101,6 +104,8 @@ class EpisodicPPO(PPO):
     outcome: Outcome
     slowest_s = 0.0
     """Longest group of episodes so far, seconds."""
+    cpu_seconds = 0.0
+    """Process time of all episodes so far."""
 
     @classmethod
     def get_default_config(cls) -> PPOConfig:
@@ -124,13 +129,14 @@ class EpisodicPPO(PPO):
 
     def training_step(self) -> None:
         """PPO's training step with the plan's episodes in the plan's order."""
-        started = time.perf_counter()
+        started, cpu_before = time.perf_counter(), self.cpu_seconds
         episodes, num_dropped = self._collect()
-        sampled = time.perf_counter()
+        sampled, cpu_sampled = time.perf_counter(), time.process_time()
         infos, returns = tuple(e.get_infos(-1) for e in episodes), tuple(float(e.get_return()) for e in episodes)
         num_env_steps = sum(len(e) for e in episodes)  # Before learning: RLlib appends a step to each episode.
         self._learn(episodes)
-        self.outcome = Outcome(infos, returns, num_env_steps, num_dropped, sampled - started, time.perf_counter() - sampled)
+        cpu_seconds = self.cpu_seconds - cpu_before + time.process_time() - cpu_sampled
+        self.outcome = Outcome(infos, returns, num_env_steps, num_dropped, sampled - started, time.perf_counter() - sampled, cpu_seconds)
 
     def _learn(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         config = self.config
@@ -197,6 +203,7 @@ class EpisodicPPO(PPO):
                 raise UserError(answer.mistake)
             if answer.failure is not None:
                 raise RuntimeError(f"controller training: an episode failed on env runner {answer.runner}\n{answer.failure}")
+        self.cpu_seconds += sum(answer.cpu_seconds for answer in answers)
         self.slowest_s = max([self.slowest_s, *(answer.slowest_s for answer in answers)])
         self.metrics.aggregate([answer.metrics for answer in answers], key=ENV_RUNNER_RESULTS)
         return {index: episodes for answer in answers for index, episodes in answer.groups.items()}
@@ -206,13 +213,13 @@ def run_groups(runner: SingleAgentEnvRunner, weights: Any, plan: EpisodePlan, in
     """Groups `indices` of the plan, each a function of its arguments alone."""
     try:
         runner.module.set_state(weights)
-        groups, slowest = {}, 0.0
+        groups, slowest, began = {}, 0.0, time.process_time()
         for index in indices:
             started = time.perf_counter()
             runner.env.env.prepare(plan.case_index, plan.groups[index])
             groups[index] = runner.sample(num_episodes=plan.group_size)
             slowest = max(slowest, time.perf_counter() - started)
-        return Answer(runner.worker_index, groups, runner.get_metrics(), slowest)
+        return Answer(runner.worker_index, groups, runner.get_metrics(), slowest, time.process_time() - began)
     except UserError as error:
         return Answer(runner.worker_index, {}, {}, mistake=str(error))
     except Exception:

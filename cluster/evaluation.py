@@ -80,6 +80,8 @@ class EvaluationPool:
         self._attempts: dict[Path | None, int] = {}
         self._given_up: dict[Path, str] = {}
         self._fault: UserError | None = None
+        self.start_seconds = 0.0
+        """Of the engines started so far, meanwhile."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="evaluation-pool", daemon=True)
         for _ in range(config.evaluation.actors):
@@ -172,7 +174,9 @@ class EvaluationPool:
                 self._failed(call, error)
                 continue
             self._idle.append(call.actor)
-            if call.checkpoint is not None:
+            if call.checkpoint is None:
+                self.start_seconds += result
+            else:
                 write_json(call.checkpoint.score, {"checkpoint": call.checkpoint.name, **result})
 
     def _failed(self, call: _Call, error: Exception) -> None:

@@ -40,11 +40,13 @@ class EvaluationActor:
         self.config, self.base_folder, self.sources = config, base_folder, sources
         self.generator: Generator | None = None
 
-    def warm_up(self) -> None:
-        """Builds the engine from the base model; later calls cost nothing."""
+    def warm_up(self) -> float:
+        """Builds the engine from the base model; later calls cost nothing. Returns the seconds it took, imports included."""
+        started = time.perf_counter()
         if self.generator is None:
             self.tokenizer = load_tokenizer(self.base_folder)
             self.generator = _generator_class(self.config.evaluation.engine)(self.base_folder, self.config, self.tokenizer)
+        return time.perf_counter() - started
 
     def score(self, folder: str) -> dict[str, Any]:
         """Scores of the model in `folder` on every source, and what they took in seconds."""

@@ -1,31 +1,36 @@
 """Work that is one Ray task a piece: base models and mirroring pilots, side by side on whatever cores there are.
 
-(model, model) → pretrain_bases → folders          cases × seeds × (proxy, target) → run_pilots → Pilots, tokens
+(model, model) → pretrain_bases → folders          cases × seeds × (proxy, target) → run_pilots → Pilots, kept by content
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import ray
 import torch
 
-from cluster.tasks import kept_builder, run_tasks
+from cluster.case_keys import case_key
+from cluster.tasks import kept_builder, run_cached_tasks, run_tasks
 from cluster.tuning import target_builder
+from proxymix.account import Account, Cost, Meter
 from proxymix.cases import Case, proxy_builder
 from proxymix.config import Config, ModelConfig
 from proxymix.continual import ContinualRun, run_continual
 from proxymix.controllers.baselines import UniformReplay
-from proxymix.learners.pretraining import base_folder, pretrain_base
+from proxymix.learners.pretraining import base_folder, is_ready, pretrain_base
 from proxymix.metrics import relative_forgetting
 from proxymix.mirroring import Pilot
 from proxymix.types import StageRecord
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+ROLES: tuple[Literal["proxy"], Literal["target"]] = ("proxy", "target")
 
 
 @ray.remote(num_cpus=0)
@@ -45,12 +50,15 @@ class Tally:
         return sum(d for d, _ in self.parts.values()), sum(t for _, t in self.parts.values())
 
 
-def pretrain_bases(config: Config, models: Sequence[ModelConfig], progress: Progress) -> list[str]:
-    """Folders of the base models, in order; those that are cached cost nothing, and equal ones are trained once."""
-    tally, folders = Tally.remote(), [base_folder(config, model) for model in models]
-    submissions = [partial(_pretrain.remote, config, model, tally, folder) for folder, model in dict(zip(folders, models, strict=True)).items()]
-    run_tasks(submissions, len(submissions), lambda *_: progress(*ray.get(tally.read.remote())))
-    return folders
+def pretrain_bases(config: Config, models: Sequence[ModelConfig], progress: Progress) -> tuple[list[str], set[str]]:
+    """Folders of the base models, in order, and which of them were trained now; equal ones are trained once."""
+    folders = [base_folder(config, model) for model in models]
+    missing = {folder: model for folder, model in zip(folders, models, strict=True) if not is_ready(model, folder)}
+    if missing:
+        tally = Tally.remote()
+        submissions = [partial(_pretrain.remote, config, model, tally, folder) for folder, model in missing.items()]
+        run_tasks(submissions, len(submissions), lambda *_: progress(*ray.get(tally.read.remote())))
+    return folders, set(missing)
 
 
 @ray.remote(num_cpus=1, max_retries=2)
@@ -59,58 +67,55 @@ def _pretrain(config: Config, model: ModelConfig, tally: ray.actor.ActorHandle, 
     return pretrain_base(config, model, lambda done, total: tally.update.remote(part, done, total))
 
 
-@dataclass(frozen=True)
-class PilotTokens:
-    """What went through one of the models, over all pilots."""
-
-    num_tokens: int
-    """Trained on."""
-    num_validation_tokens: int
-    """Read: at every boundary, and for the accuracies after every task."""
-
-
-def run_pilots(
-    config: Config, folders: tuple[str, str], cases: Sequence[Case], progress: Progress
-) -> tuple[list[Pilot], tuple[PilotTokens, PilotTokens]]:
-    """Proxy and target through the same cases and seeds with uniform replay.
+def run_pilots(config: Config, folders: tuple[str, str], cases: Sequence[Case], account: Account, progress: Progress) -> list[Pilot]:
+    """Proxy and target through the same cases and seeds with uniform replay; a pilot that any run has made is not run again.
 
     Args:
         config: of the run.
         folders: proxy's and target's base.
         cases: pilot sequences; each is run with `transfer.num_seeds` data streams.
+        account: gets a line a pilot and model.
         progress: called as pilots finish.
 
     Returns:
-        One Pilot per (case, seed), and what all of them took of the proxy and of the target.
+        One Pilot per (case, seed).
     """
     plan = [(case, seed) for case in cases for seed in range(config.transfer.num_seeds)]
-    keys = [(case, seed, which) for case, seed in plan for which in (0, 1)]
+    runs = [(case, seed, which) for case, seed in plan for which in (0, 1)]
     gpus = (0, int(config.target.parallelism.use_gpu))
     tasks = [_pilot.options(num_gpus=number) for number in gpus]
-    submissions = [partial(tasks[which].remote, config, which, folders[which], replace(case, seed=case.seed + seed)) for case, seed, which in keys]
-    results = run_tasks(submissions, max(1, config.controller.num_env_runners), progress)
-    matrices = {(case.name, seed, which): matrix for (case, seed, which), (matrix, _) in zip(keys, results, strict=True)}
-    pilots = []
-    for case, seed in plan:
-        # The same pairs for every seed of a sequence, so that seeds can be compared with each other.
-        known = _known_pairs([matrix for key, matrix in matrices.items() if key[0] == case.name], len(config.sequence.anchors))
-        proxy, target = (relative_forgetting(matrices[case.name, seed, which])[known] for which in (0, 1))
-        pilots.append(Pilot(case.name, seed, proxy[:, 2], target[:, 2], proxy[:, 0]))
-    taken = [[tokens for (*_, model), (_, tokens) in zip(keys, results, strict=True) if model == which] for which in (0, 1)]
-    return pilots, (_sum(taken[0]), _sum(taken[1]))
+    seeded = [replace(case, seed=case.seed + seed) for case, seed, _ in runs]
+    keys = [
+        case_key(config, ROLES[which], folders[which], case, config.transfer.replay_share) for case, (*_, which) in zip(seeded, runs, strict=True)
+    ]
+    submissions = [partial(tasks[which].remote, config, which, folders[which], case) for case, (*_, which) in zip(seeded, runs, strict=True)]
+
+    def note(index: int, result: dict[str, Any], cached: bool) -> None:
+        case, seed, which = runs[index]
+        account.add("pilot", f"{case.name}/seed{seed}/{ROLES[which]}", ROLES[which], Cost(**result["cost"]), cached=cached)
+
+    at_once = max(1, config.controller.num_env_runners)
+    results = run_cached_tasks(Path(config.cache_root) / "pilots", keys, submissions, at_once, progress, note)
+    matrices = {(case.name, seed, which): np.array(result["matrix"]) for (case, seed, which), result in zip(runs, results, strict=True)}
+    return [_compared(case.name, seed, matrices, len(config.sequence.anchors)) for case, seed in plan]
+
+
+def _compared(name: str, seed: int, matrices: Mapping[tuple[str, int, int], np.ndarray], num_anchors: int) -> Pilot:
+    # The same pairs for every seed of a sequence, so that seeds can be compared with each other.
+    known = _known_pairs([matrix for key, matrix in matrices.items() if key[0] == name], num_anchors)
+    proxy, target = (relative_forgetting(matrices[name, seed, which])[known] for which in (0, 1))
+    return Pilot(name, seed, proxy[:, 2], target[:, 2], proxy[:, 0])
 
 
 @ray.remote(num_cpus=1, max_retries=2)
-def _pilot(config: Config, which: int, folder: str, case: Case) -> tuple[np.ndarray, PilotTokens]:
-    run = kept_builder((proxy_builder, target_builder)[which], config.model_dump_json(), folder).build(case)
+def _pilot(config: Config, which: int, folder: str, case: Case) -> dict[str, Any]:
+    """The accuracy matrix of one model on one case, and its cost."""
+    builder = kept_builder((proxy_builder, target_builder)[which], config.model_dump_json(), folder)
+    meter = Meter(num_gpus=which * config.target.parallelism.use_gpu)
+    run = builder.build(case)
     rows = _AccuracyRows(run)
-    records = run_continual(run, UniformReplay(config.transfer.replay_share), rows)
-    trained, read = (sum(getattr(record, name) for record in records) for name in ("num_tokens", "num_validation_tokens"))
-    return rows.matrix(), PilotTokens(trained, read + rows.num_tokens)
-
-
-def _sum(parts: Sequence[PilotTokens]) -> PilotTokens:
-    return PilotTokens(sum(part.num_tokens for part in parts), sum(part.num_validation_tokens for part in parts))
+    run_continual(run, UniformReplay(config.transfer.replay_share), rows)
+    return {"matrix": rows.matrix().tolist(), "cost": asdict(meter.read(run.flops))}
 
 
 @dataclass
@@ -128,11 +133,6 @@ class _AccuracyRows:
     def task_finished(self, run: ContinualRun, task_index: int) -> None:
         """One more row."""
         self.rows.append(run.validation_accuracies())
-
-    @property
-    def num_tokens(self) -> int:
-        """Read for the rows so far."""
-        return len(self.rows) * sum(int(source.validation.lengths.sum()) for source in (*self.run.anchors, *self.run.tasks))
 
     def matrix(self) -> np.ndarray:
         """`[A + T, A + T]`: anchors count as learnt before the first task, so each has a row of the base model."""

@@ -26,13 +26,12 @@ from numpy.typing import NDArray
 
 from cluster.episodic_ppo import EpisodePlan, EpisodicPPO, build_algorithm
 from cluster.policy_modules import parameters_of
-from cluster.reference_runs import References, proxy_facts
+from cluster.reference_runs import proxy_facts
 from cluster.training_checkpoint import load_state, save_state
 from proxymix.artifacts import read_jsonl, write_jsonl
 from proxymix.cases import Case
 from proxymix.config import Config
 from proxymix.controllers.frozen import save_controller
-from proxymix.cost import forward_flops, training_flops
 from proxymix.env import ParallelTuningEnv
 
 LEARNING_CURVE = "learning_curve.jsonl"
@@ -107,14 +106,13 @@ def train_policy(
     return TrainingResult(state.mean_parameters(), rows, tuple(cases))
 
 
-def freeze_controller(config: Config, result: TrainingResult, references: References, num_parameters: int | None, out: Path) -> str:
+def freeze_controller(config: Config, result: TrainingResult, training_flops: int, out: Path) -> str:
     """Writes the frozen controller into `out` with what it was trained on and what that cost.
 
     Args:
         config: of the run.
         result: of `train_policy`.
-        references: the cases' reference runs; they are part of the cost.
-        num_parameters: of the proxy; None if unknown, and then so is the cost in FLOPs.
+        training_flops: operations of the episodes and of the cases' reference runs.
         out: folder of the controller.
 
     Returns:
@@ -126,9 +124,7 @@ def freeze_controller(config: Config, result: TrainingResult, references: Refere
         "seed": config.seed,
         "versions": {name: importlib.metadata.version(name) for name in ("proxymix", "ray", "torch", "numpy")},
         "training_cost": cost,
-        "training_flops": num_parameters
-        and training_flops(num_parameters, int(cost["tokens"]) + references.num_tokens)
-        + forward_flops(num_parameters, int(cost["validation_tokens"]) + references.num_validation_tokens),
+        "training_flops": training_flops,
     }
     return save_controller(out, result.parameters, name="proxymix", architecture=config.controller.architecture, facts=facts)
 
@@ -152,11 +148,13 @@ def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iter
         "reward_mean": float(np.mean(outcome.returns)),
         "num_tokens": sum(int(info.get("num_tokens", 0)) for info in outcome.infos),
         "num_validation_tokens": sum(int(info.get("num_validation_tokens", 0)) for info in outcome.infos),
+        "flops": sum(int(info.get("flops", 0)) for info in outcome.infos),
         "replay_share_mean": float(np.mean([info["replay_share"] for info in outcome.infos])),
         "sigma_mean": float(algorithm.module().sigma.mean()),
         "num_dropped": outcome.num_dropped,
         "sample_seconds": round(outcome.sample_seconds, 3),
         "learn_seconds": round(outcome.learn_seconds, 3),
+        "cpu_seconds": round(outcome.cpu_seconds, 3),
     }
 
 

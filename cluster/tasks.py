@@ -1,4 +1,4 @@
-"""Ray tasks, a few at a time: as many as there are cores for, in worker processes that are used again.
+"""Ray tasks, a few at a time: as many as there are cores for, in worker processes that are used again; and tasks whose results are kept.
 
 Logical CPUs may outnumber the cores, and every fresh worker process pays seconds of imports; so what may run at once is said here.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 import torch
 from ray.exceptions import RayTaskError
 
+from proxymix.artifacts import read_json, write_json
 from proxymix.cases import CaseBuilder
 from proxymix.config import Config
 from proxymix.errors import UserError
@@ -68,6 +70,50 @@ def run_tasks(
                 done(index, results[index])
         progress(len(results), len(submissions))
     return [results[index] for index in range(len(submissions))]
+
+
+def run_cached_tasks(
+    folder: Path,
+    keys: Sequence[str],
+    submissions: Sequence[Callable[[], ray.ObjectRef]],
+    at_once: int,
+    progress: Callable[[int, int], None],
+    done: Callable[[int, Any, bool], None],
+) -> list[Any]:
+    """`run_tasks`, but what `folder` holds is not computed again, and what is computed goes there.
+
+    Two runs that need the same result at once may both compute it; the entry is whole in either case.
+
+    Args:
+        folder: one JSON file a result.
+        keys: names of the results: all that decides them, hashed.
+        submissions: each submits one task, whose result is a JSON value.
+        at_once: tasks that may run side by side.
+        progress: called with (done, total).
+        done: called with each result's index, its value, and whether it was there already; before it is kept.
+    """
+    results = {index: value for index, key in enumerate(keys) if (value := _entry(folder / f"{key}.json")) is not None}
+    for index, value in results.items():
+        done(index, value, True)
+    missing, num_known = [index for index in range(len(keys)) if index not in results], len(results)
+
+    def keep(place: int, value: Any) -> None:
+        index = missing[place]
+        results[index] = value
+        done(index, value, False)
+        write_json(folder / f"{keys[index]}.json", value)
+
+    progress(num_known, len(keys))
+    run_tasks([submissions[index] for index in missing], at_once, lambda number, _: progress(num_known + number, len(keys)), keep)
+    return [results[index] for index in range(len(keys))]
+
+
+def _entry(path: Path) -> Any:
+    """What is kept in `path`; None if nothing is, or nothing that can be read."""
+    try:
+        return read_json(path)
+    except ValueError:
+        return None
 
 
 def _result(reference: ray.ObjectRef) -> Any:

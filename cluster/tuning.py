@@ -23,6 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from cluster.ranks import Ranks, SharedController
+from proxymix.account import Account
 from proxymix.artifacts import read_json, read_jsonl, target_folder, write_json
 from proxymix.cases import Case, CaseBuilder, sequence_tasks
 from proxymix.config import Config
@@ -155,7 +156,9 @@ def _work(plan: TuningPlan) -> None:
 
 def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks: Ranks) -> None:
     config = plan.config
-    journal = RunJournal(target_folder(plan.run_dir, method, seed), builder.learner, Path(plan.base_folder))
+    account, workers = Account(Path(plan.run_dir) / "costs.jsonl"), config.target.parallelism.num_workers
+    gpus = workers * config.target.parallelism.use_gpu
+    journal = RunJournal(target_folder(plan.run_dir, method, seed), builder.learner, Path(plan.base_folder), account, workers, gpus)
     if journal.finished:
         return
     tasks = sequence_tasks(config)

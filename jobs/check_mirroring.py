@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from cluster.pilots import PilotTokens, run_pilots
+from cluster.pilots import run_pilots
 from cluster.session import ray_session
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
+from proxymix.account import total_flops
 from proxymix.artifacts import write_json
 from proxymix.cases import draw_cases
-from proxymix.cost import forward_flops, training_flops
 from proxymix.errors import UserError
 from proxymix.mirroring import Mirroring, Pilot
 from proxymix.mirroring import check_mirroring as diagnose
@@ -31,8 +31,9 @@ def check_mirroring(run: Run, bases: tuple[str, str]) -> dict[str, Any]:
     if verdict is None:
         cases = draw_cases(config.controller.curriculum, config.tuning, config.transfer.num_sequences, config.seed, label="pilot")
         with run.phase("check_mirroring"), run.progress("mirroring pilots") as update:
-            pilots, tokens = run_pilots(config, bases, cases, update)
-        verdict = _verdict(run, diagnose(pilots, np.random.default_rng(config.seed)), pilots) | {"training_flops": _flops(run, tokens)}
+            pilots = run_pilots(config, bases, cases, run.account, update)
+        verdict = _verdict(run, diagnose(pilots, np.random.default_rng(config.seed)), pilots)
+        verdict["training_flops"] = total_flops(run.account.made("pilot"))
         write_json(run.folder / "mirroring.json", verdict)
     low, high = verdict["interval"]
     outcome = "transfer" if verdict["passed"] else f"no transfer ({'; '.join(verdict['reasons'])})"
@@ -50,16 +51,6 @@ def _verdict(run: Run, result: Mirroring, pilots: list[Pilot]) -> dict[str, Any]
         reasons.append(f"the interval's lower end {result.interval[0]:.2f} is not above transfer.min_interval_bound {transfer.min_interval_bound:g}")
     points = [{**asdict(pilot), **{k: getattr(pilot, k).tolist() for k in ("proxy", "target", "gaps")}} for pilot in pilots]
     return {**asdict(result), "interval": list(result.interval), "passed": not reasons, "reasons": reasons, "pilots": points}
-
-
-def _flops(run: Run, tokens: tuple[PilotTokens, PilotTokens]) -> int | None:
-    """What the pilots cost; None where a model's size is not known."""
-    sizes = [(run.read(f"base/{role}.json") or {}).get("num_parameters") for role in ("proxy", "target")]
-    if not all(sizes):
-        return None
-    return sum(
-        training_flops(size, used.num_tokens) + forward_flops(size, used.num_validation_tokens) for size, used in zip(sizes, tokens, strict=True)
-    )
 
 
 def job(run: Run) -> None:

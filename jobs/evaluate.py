@@ -22,6 +22,7 @@ def evaluate(run: Run, pool: EvaluationPool) -> None:
     config = run.config
     with run.phase("evaluate"), run.progress("checkpoints scored") as update:
         pool.finish(update)
+    run.meanwhile("start_engines", pool.start_seconds)
     tasks = [spec.label for spec in sequence_tasks(config)]
     anchors = [spec.label for spec in config.sequence.anchors]
     for method in config.methods:

@@ -7,19 +7,22 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from cluster.pilots import pretrain_bases
+from cluster.pilots import ROLES, pretrain_bases
 from cluster.session import ray_session
 from jobs.entry import launch
 from jobs.run import Run
 from proxymix.artifacts import write_json
+from proxymix.learners.pretraining import base_cost
 
 
 def pretrain_base(run: Run) -> tuple[str, str]:
     """The base folders of (proxy, target), cached by content; noted under `base/`."""
     config = run.config
     with run.phase("pretrain_base"), run.progress("base models") as update:
-        folders = pretrain_bases(config, [config.proxy.model, config.target.model], update)
-    for role, folder in zip(("proxy", "target"), folders, strict=True):
+        folders, trained = pretrain_bases(config, [config.proxy.model, config.target.model], update)
+    for role, folder in zip(ROLES, folders, strict=True):
+        if getattr(config, role).model.preset and not (role == "target" and folder == folders[0]):  # Equal bases are trained once.
+            run.account.add("pretraining", Path(folder).name, role, base_cost(folder), cached=folder not in trained)
         write_json(run.folder / "base" / f"{role}.json", {"folder": folder, "num_parameters": _num_parameters(folder)})
     return folders[0], folders[1]
 

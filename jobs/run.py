@@ -5,7 +5,6 @@ Run.open(config) → run.phase("train_controller") → run.progress(…) → eve
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -21,7 +20,8 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from proxymix.artifacts import read_json, write_json, write_text
+from proxymix.account import Account
+from proxymix.artifacts import append_jsonl, read_json, write_json, write_text
 from proxymix.config import Config, load_config
 from proxymix.errors import UserError
 
@@ -39,6 +39,7 @@ class Run:
     def __init__(self, config: Config, console: Console, job: str) -> None:
         """Use `open`."""
         self.config, self.console, self.job, self.folder = config, console, job, config.run_dir
+        self.account = Account(self.folder / "costs.jsonl")
         self.begun = False
 
     @classmethod
@@ -100,6 +101,10 @@ class Run:
         finally:
             self._event(name, ending, seconds=round(time.perf_counter() - started, 3))
 
+    def meanwhile(self, name: str, seconds: float) -> None:
+        """Notes a phase that went on beside the others."""
+        self._event(name, "end", seconds=round(seconds, 3))
+
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A bar with an estimate of the time left; yields `update(done, total)`."""
@@ -134,9 +139,7 @@ class Run:
         return read_json(self.folder / name)
 
     def _event(self, phase: str, event: str, **facts: Any) -> None:
-        row = {"time": round(time.time(), 3), "phase": phase, "event": event, **facts}
-        with (self.folder / "events.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_jsonl(self.folder / "events.jsonl", {"time": round(time.time(), 3), "phase": phase, "event": event, **facts})
 
 
 class _ProgressLines:

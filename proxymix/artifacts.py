@@ -5,6 +5,7 @@ A reader never sees half a file: the bytes go to a temporary name beside it, are
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -57,6 +58,18 @@ def read_json(path: Path) -> Any:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Replaces `path` atomically, one JSON value a line."""
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def append_jsonl(path: Path, row: Any) -> None:
+    """Adds one JSON value at the end of `path`, for any number of writers: one at a time, so lines never mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # Until the file is closed.
+        torn = b""
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = b"" if file.read(1) == b"\n" else b"\n"  # A writer was killed in the middle; its line must not take this one with it.
+        file.write(torn + json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:

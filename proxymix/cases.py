@@ -14,7 +14,8 @@ import numpy as np
 
 from proxymix.config import Config, CurriculumConfig, SourceConfig, TuningConfig
 from proxymix.continual import ContinualRun
-from proxymix.data.encoding import EncodedSource, encode_source
+from proxymix.data.encoded_cache import encoded_source
+from proxymix.data.encoding import EncodedSource
 from proxymix.data.sources import configured_source
 from proxymix.errors import UserError
 from proxymix.learners.learner import Learner
@@ -119,8 +120,7 @@ class CaseBuilder:
         return [self.source(spec) for spec in self.config.sequence.anchors]
 
     def _source(self, spec: SourceConfig) -> EncodedSource:
-        tuning = self.config.tuning
-        return encode_source(configured_source(self.config, spec), self.tokenizer, tuning.max_length, tuning.validation_size)
+        return encoded_source(self.config, spec, self.tokenizer)
 
 
 def proxy_builder(config: Config, base_folder: str, num_replicas: int = 1) -> CaseBuilder:

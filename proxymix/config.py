@@ -124,7 +124,7 @@ class Config(Strict):
     runs_root: str = "runs"
     """Run folders go here."""
     cache_root: str = "runs/.cache"
-    """Base models, by content hash."""
+    """Base models, pilots, reference runs and encoded data, each by content; shared by runs, and safe to delete."""
     sequence: SequenceConfig
     pretraining: PretrainingConfig = PretrainingConfig()
     proxy: ProxyConfig = ProxyConfig()

@@ -16,8 +16,10 @@ import numpy as np
 from torch import Tensor
 
 from proxymix.config import TuningConfig
-from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather_many
+from proxymix.cost import ModelShape
+from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather_many, stacked_shape
 from proxymix.data.sampler import MixtureSampler, Places
+from proxymix.mixture import checked_weights
 from proxymix.probing import Readings
 from proxymix.types import Controller, Decision, Role, SourceReading, StageBoundary, StageRecord
 
@@ -28,6 +30,9 @@ StageInProgress = Generator[Batch | Probes, Any, StageRecord]
 
 class StageLearner(Protocol):
     """What the loop needs of a model being tuned, or of several side by side (`proxymix.learners.Learner`)."""
+
+    shape: ModelShape
+    """What the cost of one model depends on."""
 
     def begin_task(self, num_optimizer_steps: int) -> None:
         """A fresh optimizer and schedule."""
@@ -95,6 +100,13 @@ class ContinualRun:
         self.task_index, self.stage_index = 0, 0
         self.readings = Readings()
         self.reference_losses: dict[str, float] = {}
+        self.training_flops = self.validation_flops = 0
+        self._recorded_flops = (0, 0)
+
+    @property
+    def flops(self) -> int:
+        """Operations so far, training and validation, as of this run alone: what others beside it are padded to is not in it."""
+        return self.training_flops + self.validation_flops
 
     @property
     def done(self) -> bool:
@@ -130,7 +142,7 @@ class ContinualRun:
         if self.done:
             raise ValueError("run: every task is finished; build a new one to go on")
         boundary = self.observe()
-        weights = _checked_weights(decision.weights, boundary.names)
+        weights = checked_weights(decision.weights, boundary.names)
         started = time.perf_counter()
         steps = self.steps_per_stage[self.task_index]
         if self.stage_index == 0:
@@ -141,9 +153,11 @@ class ContinualRun:
         losses = []
         for batch in batches:
             losses.append((yield batch))
+            self.training_flops += self.learner.shape.training_flops(batch.input_ids.shape, batch.num_answer_tokens)
         trained = time.perf_counter()
         position = (self.task_index, self.stage_index)
         num_validation_tokens = yield from self._move_on(boundary.current.name)
+        recorded, self._recorded_flops = self._recorded_flops, (self.training_flops, self.validation_flops)
         return StageRecord(
             request_id=f"{self.name}/task{position[0]}/stage{position[1]}",
             boundary=boundary,
@@ -153,6 +167,8 @@ class ContinualRun:
             num_optimizer_steps=steps,
             num_tokens=num_tokens,
             num_validation_tokens=num_validation_tokens,
+            training_flops=self.training_flops - recorded[0],
+            validation_flops=self.validation_flops - recorded[1],
             seconds={"train": trained - started, "validate": time.perf_counter() - trained},
         )
 
@@ -163,7 +179,13 @@ class ContinualRun:
 
     def validation_accuracies(self) -> dict[str, float]:
         """Share of validation rows answered right, per anchor and task."""
+        self.count_reading(self.validation_splits)
         return mean_accuracies(self.learner.accuracies_of_all(self.validation_splits)[0])
+
+    def count_reading(self, probes: Probes) -> None:
+        """Adds what reading `probes`, padded to their longest row, takes; for whoever reads them for this run."""
+        if probes:
+            self.validation_flops += self.learner.shape.forward_flops(*stacked_shape(list(probes.values())))
 
     @property
     def safety_anchor(self) -> EncodedSource | None:
@@ -207,6 +229,7 @@ class ContinualRun:
 
     def _keep(self, probes: Probes, losses: Mapping[str, float]) -> None:
         assert probes.keys() == losses.keys()
+        self.count_reading(probes)
         self.readings.add([source.name for source in self.visible], losses)
 
     def _reading(self, name: str, current: str) -> SourceReading:
@@ -233,7 +256,7 @@ def advance_together(runs: Sequence[ContinualRun], decisions: Sequence[Decision]
             except StopIteration as end:
                 records.append(end.value)
         if records:
-            return [_shared_seconds(record, len(runs)) for record in records]
+            return [replace(record, seconds={name: value / len(runs) for name, value in record.seconds.items()}) for record in records]
         batches = [question for question in asked if isinstance(question, Batch)]
         # Equal places ask equal things: all for a step, or all for the same probes.
         answers = learner.train_steps(batches) if batches else learner.losses_of_all(asked[0])
@@ -248,12 +271,13 @@ def run_continual(run: ContinualRun, controller: Controller, journal: Journal | 
     records = []
     while not run.done:
         task_index = run.task_index
+        began = time.process_time()
         boundary = run.observe()
         asked = time.perf_counter()
         decision = controller.decide(boundary)
         decided = time.perf_counter()
         record = run.advance(decision)
-        record = replace(record, seconds={**record.seconds, "decide": decided - asked})
+        record = replace(record, seconds={**record.seconds, "decide": decided - asked, "cpu": time.process_time() - began})
         records.append(record)
         if journal is not None:
             journal.stage_finished(run, record)
@@ -274,18 +298,3 @@ def _batches(plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple
     located = [[(order[name], row) for name, row in places] for places in plan]
     num_tokens = sum(int(splits[s].lengths[row]) for places in located for s, row in places)
     return gather_many(splits, located), num_tokens
-
-
-def _shared_seconds(record: StageRecord, num_runs: int) -> StageRecord:
-    return replace(record, seconds={name: seconds / num_runs for name, seconds in record.seconds.items()})
-
-
-def _checked_weights(weights: Mapping[str, float], visible: Sequence[str]) -> dict[str, float]:
-    if set(weights) != set(visible):
-        raise ValueError(f"weights must name exactly the visible sources {list(visible)}, got {list(weights)}")
-    values = [float(weights[name]) for name in visible]
-    if not all(np.isfinite(values)) or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
-        raise ValueError(
-            f"mixture_weights must be non-negative and sum to 1 over visible sources, got {dict(weights)}; pass logits to masked_mixture"
-        )
-    return dict(zip(visible, values, strict=True))

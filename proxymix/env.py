@@ -69,7 +69,7 @@ class ContinualTuningEnv(gymnasium.Env[Observation, Observation]):
 
     Observation: what the configured architecture reads, float32 vector. Action: one logit per source slot.
     Reward: `controller.reward.kind`; the one of the last step of an episode is known in full when the step returns.
-    `info` of the last step holds `score` (J), `accuracies`, `replay_share` (mean), `case`, `num_tokens` and `num_validation_tokens`.
+    `info` of the last step holds `score` (J), `accuracies`, `replay_share` (mean), `case`, `num_tokens`, `num_validation_tokens` and `flops`.
     """
 
     def __init__(self, config: Config, base_folder: str, cases: Sequence[Case]) -> None:

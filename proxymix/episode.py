@@ -54,6 +54,7 @@ class Episode:
     def judge(self, record: StageRecord, right: Mapping[str, Tensor]) -> StepResult:
         """What the stage of `record` led to; `right` says which rows of `judged_splits` are answered right."""
         self.records.append(record)
+        self.run.count_reading(self.judged_splits)
         info = self._final_info(mean_accuracies(right)) if self.run.done else {}
         return self.observation(), self._reward(record, right, info), self.run.done, info
 
@@ -74,6 +75,7 @@ class Episode:
             "replay_share": float(np.mean([record.replay_share for record in self.records])),
             "num_tokens": sum(record.num_tokens for record in self.records),
             "num_validation_tokens": sum(record.num_validation_tokens for record in self.records),
+            "flops": self.run.flops,
             "case": self.case.name,
         }
 

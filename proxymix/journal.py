@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from proxymix.account import Account, Cost
 from proxymix.artifacts import read_jsonl, write_folder, write_json, write_jsonl, write_text
 from proxymix.continual import ContinualRun
 from proxymix.learners.learner import Learner
@@ -42,6 +43,8 @@ def record_row(record: StageRecord) -> dict[str, Any]:
         "num_optimizer_steps": record.num_optimizer_steps,
         "num_tokens": record.num_tokens,
         "num_validation_tokens": record.num_validation_tokens,
+        "training_flops": record.training_flops,
+        "validation_flops": record.validation_flops,
         "seconds": dict(record.seconds),
     }
 
@@ -54,9 +57,19 @@ def is_finished(folder: Path) -> bool:
 class RunJournal:
     """Writes a target run's folder; implements `proxymix.continual.Journal`."""
 
-    def __init__(self, folder: Path, learner: Learner, base_folder: Path) -> None:
-        """Args: `base_folder` is where the checkpoints' tokenizer comes from."""
+    def __init__(self, folder: Path, learner: Learner, base_folder: Path, account: Account | None = None, workers: int = 1, gpus: int = 0) -> None:
+        """Nothing is written yet.
+
+        Args:
+            folder: of the target run.
+            learner: the run's.
+            base_folder: where the checkpoints' tokenizer comes from.
+            account: gets a line a stage.
+            workers: processes that tune together; this one's CPU seconds stand for each of theirs.
+            gpus: held by all of them together.
+        """
         self.folder, self.learner, self.base_folder = folder, learner, base_folder
+        self.account, self.workers, self.gpus = account, workers, gpus
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -78,6 +91,7 @@ class RunJournal:
 
     def stage_finished(self, run: ContinualRun, record: StageRecord) -> None:
         """Appends the decision, then saves the state it led to (after the last stage: nothing, the checkpoint is all)."""
+        self._account_for(record)
         self.rows.append(record_row(record))
         write_jsonl(self.folder / "decisions.jsonl", self.rows)
         if run.stage_index == 0:
@@ -97,6 +111,15 @@ class RunJournal:
         if run.done:
             write_text(self.folder / "done", f"{task_index + 1} tasks\n")
             shutil.rmtree(self.folder / "state", ignore_errors=True)
+
+    def _account_for(self, record: StageRecord) -> None:
+        """Before anything else is written: a stage whose state is lost is tuned again, and then has two lines."""
+        if self.account is not None:
+            boundary, seconds = record.boundary, record.seconds
+            wall = sum(value for phase, value in seconds.items() if phase != "cpu")
+            cost = Cost(record.training_flops + record.validation_flops, self.workers * seconds.get("cpu", 0.0), self.gpus * wall)
+            run = f"{self.folder.parent.name}/{self.folder.name}"
+            self.account.add("tuning", f"{run}/task{boundary.task_index}/stage{boundary.stage_index}", "target", cost)
 
     def _save_checkpoint(self, task_index: int) -> None:
         write_folder(self.folder / "checkpoints" / f"task{task_index}", lambda folder: save_model(self.learner.model, self.base_folder, folder))

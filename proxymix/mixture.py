@@ -5,6 +5,8 @@ action → logits → masked_mixture → weights → apportion → counts
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -85,3 +87,19 @@ def apportion(weights: ArrayLike, total: int) -> NDArray[np.int64]:
     missing = total - int(counts.sum())
     counts[np.argsort(-remainder, kind="stable")[:missing]] += 1
     return counts
+
+
+def checked_weights(weights: Mapping[str, float], visible: Sequence[str]) -> dict[str, float]:
+    """`weights` in the order of `visible`.
+
+    Raises:
+        ValueError: they are no mixture over exactly the visible sources.
+    """
+    if set(weights) != set(visible):
+        raise ValueError(f"weights must name exactly the visible sources {list(visible)}, got {list(weights)}")
+    values = [float(weights[name]) for name in visible]
+    if not all(np.isfinite(values)) or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+        raise ValueError(
+            f"mixture_weights must be non-negative and sum to 1 over visible sources, got {dict(weights)}; pass logits to masked_mixture"
+        )
+    return dict(zip(visible, values, strict=True))

@@ -1,6 +1,6 @@
 """metrics.json: every method by every measure, mean, standard error and each seed.
 
-    target/<method>/seed<k>/{accuracy.json, decisions.jsonl} + base/target.json + controller/controller.json → summarise → metrics.json
+    target/<method>/seed<k>/{accuracy.json, decisions.jsonl} + costs.jsonl → summarise → metrics.json
 
 No wall-clock goes in: one seed, one summary. What was not scored is None and stays out of the means; it is never a zero.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from proxymix.account import POLICY_ITEMS, Account, CostLine, total_flops
 from proxymix.artifacts import read_json, read_jsonl
 from proxymix.config import Config
-from proxymix.cost import forward_flops, training_flops
 from proxymix.errors import UserError
 from proxymix.metrics import continual_metrics, mean_and_error
 
@@ -27,8 +27,9 @@ SAFETY = {"RA": "refusal_accuracy", "BC": "benign_compliance", "balanced": "bala
 def summarise(config: Config, run_dir: Path) -> dict[str, Any]:
     """The content of `metrics.json` for what has been scored so far.
 
-    Accuracies are fractions; costs are in units of one random-replay target run (its FLOPs under the same seed). `policy_cost` is the controller's
-    training with its reference runs, 0 for a baseline; `total_cost` adds the method's own target run. The mirroring pilots are in neither.
+    Accuracies are fractions; costs are in units of one random-replay target run (its FLOPs under the same seed). `policy_cost` is all that
+    having a controller took: mirroring pilots, reference runs, episodes, a sweep's trials; 0 for a baseline. `total_cost` adds the method's own
+    target run. Both are from the account alone, which counts what a cache held as if it had been made now.
     `fallback_share` is the share of stages whose mixture was the declared fallback and not the method's own.
 
     Returns:
@@ -79,36 +80,29 @@ def scores(report: dict[str, Any]) -> dict[str, float | None]:
 
 def _effort(config: Config, run_dir: Path, method: str, seed: int) -> dict[str, float | None]:
     """MEASURES of one target run; None where a number it rests on is not recorded."""
-    rows = _decisions(run_dir, method, seed)
-    own = _tuning_flops(run_dir, rows)
-    random_runs = (_decisions(run_dir, name, seed) for name in config.methods if name.startswith("random_"))
-    unit = _tuning_flops(run_dir, next((run for run in random_runs if run), rows))
-    policy = _policy_flops(run_dir) if method.startswith("proxymix") else 0
+    rows, lines = _decisions(run_dir, method, seed), Account(run_dir / "costs.jsonl").made(*POLICY_ITEMS, "tuning")
+    own = _tuning_flops(lines, method, seed, rows)
+    random_runs = (_tuning_flops(lines, name, seed, _decisions(run_dir, name, seed)) for name in config.methods if name.startswith("random_"))
+    unit = next((flops for flops in random_runs if flops), own)
+    policy = _policy_flops(config, run_dir, lines) if method.startswith("proxymix") else 0
     policy_cost = None if policy is None else 0.0 if policy == 0 else policy / unit if unit else None
     total_cost = policy_cost + own / unit if own and unit and policy_cost is not None else None
     fallback_share = sum(row["fallback"] is not None for row in rows) / len(rows) if rows else None
     return dict(zip(MEASURES, (_replay_share(rows), fallback_share, policy_cost, total_cost), strict=True))
 
 
-def _tuning_flops(run_dir: Path, rows: Sequence[dict[str, Any]]) -> int | None:
-    """Training plus in-loop validation of a target run; None without decisions or parameter count."""
-    num_parameters = _num_parameters(run_dir, "target")
-    if not rows or not num_parameters:
-        return None
-    trained, read = (sum(row.get(key, 0) for row in rows) for key in ("num_tokens", "num_validation_tokens"))
-    return training_flops(num_parameters, trained) + forward_flops(num_parameters, read)
+def _tuning_flops(lines: Sequence[CostLine], method: str, seed: int, rows: Sequence[dict[str, Any]]) -> int | None:
+    """Training plus in-loop validation of a target run; None unless every stage is accounted for."""
+    own = [line for line in lines if line.item == "tuning" and line.id.startswith(f"{method}/seed{seed}/")]
+    return total_flops(own) if rows and len(own) == len(rows) else None
 
 
-def _policy_flops(run_dir: Path) -> float | None:
-    card = read_json(run_dir / "controller" / "controller.json") or {}
-    # A card written without the proxy's size holds 0, which is no cost but an unknown one.
-    return float(card["training_flops"]) if card.get("training_flops") and _num_parameters(run_dir, "proxy") else None
-
-
-def _num_parameters(run_dir: Path, model: str) -> int | None:
-    """Of `proxy` or `target`; None where it was not counted, as for a model that is still on a hub."""
-    base = read_json(run_dir / "base" / f"{model}.json") or {}
-    return base.get("num_parameters") or None
+def _policy_flops(config: Config, run_dir: Path, lines: Sequence[CostLine]) -> int | None:
+    """Pilots, reference runs, episodes and sweeps; None where there are no pilots, or the controller was learnt elsewhere."""
+    policy = [line for line in lines if line.item in POLICY_ITEMS]
+    num_pilots, num_episodes = (sum(line.episodes for line in policy if line.item == item) for item in ("pilot", "episodes"))
+    transferred = (read_json(run_dir / "mirroring.json") or {}).get("passed", False)
+    return total_flops(policy) if num_pilots and (num_episodes == config.controller.episodes or not transferred) else None
 
 
 def _replay_share(rows: Sequence[dict[str, Any]]) -> float | None:

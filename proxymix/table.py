@@ -36,7 +36,7 @@ COLUMNS = (
     Column("balanced", "balanced", "mean of RA and BC", "higher"),
     Column("SS", "SS", "safety score: RA minus over-refusal", "higher"),
     Column("replay_share", "replay", "share of samples that were replayed"),
-    Column("policy_cost", "policy cost", "training the controller with its reference runs, in random-replay target runs", unit="×"),
+    Column("policy_cost", "policy cost", "mirroring pilots, reference runs and the controller's episodes, in random-replay target runs", unit="×"),
     Column("total_cost", "total cost", "controller and target run together, in random-replay target runs", unit="×"),
 )
 

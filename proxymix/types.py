@@ -119,8 +119,15 @@ class StageRecord:
     """Tokens that went through the forward and backward pass, padding excluded."""
     num_validation_tokens: int = 0
     """Tokens that went through the forward pass for the readings of the next boundary."""
+    training_flops: int = 0
+    """Operations of the stage's optimizer steps, counted from the shapes of its batches (`proxymix.cost`)."""
+    validation_flops: int = 0
+    """Operations of all that was read since the record before: the next boundary's readings, and at first the base's."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall-clock by phase: `train`, `validate`, `decide`. The only field that differs between two runs of one seed."""
+    """Wall-clock by phase: `train`, `validate`, `decide`; and `cpu`, the process time of all three.
+
+    The only field that differs between two runs of one seed.
+    """
 
     @property
     def replay_share(self) -> float:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from proxymix.artifacts import write_json, write_jsonl, write_text
+from proxymix.account import Account, Cost
+from proxymix.artifacts import read_jsonl, write_json, write_jsonl, write_text
 from proxymix.config import Config, validated
 from proxymix.controllers.baselines import baseline
 from proxymix.metrics import relative_forgetting
@@ -45,6 +46,7 @@ def build_fake_run(folder: Path, *, seed: int = 0, seeds: tuple[int, ...] = (0, 
         for k in seeds:
             _write_target_run(folder / "target" / method / f"seed{k}", method, k, np.random.default_rng([seed, k, len(method)]))
     _write_controller(folder / "controller", np.random.default_rng([seed, 99]))
+    _write_account(folder, config)
     write_json(folder / "mirroring.json", _mirroring(np.random.default_rng([seed, 77])))
     write_jsonl(folder / "events.jsonl", _events(config))
     write_json(folder / "metrics.json", summarise(config, folder))
@@ -160,6 +162,22 @@ def _write_controller(folder: Path, rng: np.random.Generator) -> None:
     write_jsonl(folder / "learning_curve.jsonl", rows)
 
 
+def _write_account(folder: Path, config: Config) -> None:
+    account = Account(folder / "costs.jsonl")
+    account.add("pretraining", "nano-0123", "proxy", Cost(10**12, 20.0), cached=True)
+    for seed in (0, 1):
+        for model in ("proxy", "target"):
+            account.add("pilot", f"pilot0/seed{seed}/{model}", model, Cost(2 * 10**9, 4.0))
+    account.add("reference", "case0", "proxy", Cost(3 * 10**9, 1.5), cached=True, episodes=2)
+    for iteration in range(20):
+        account.add("episodes", f"iteration{iteration}", "proxy", Cost(10**9, 9.0), episodes=16)
+    for method in config.methods:
+        for seed in config.seeds:
+            for row in read_jsonl(folder / f"target/{method}/seed{seed}/decisions.jsonl"):
+                cost = Cost(6 * 110_208 * row["num_tokens"], 0.5)
+                account.add("tuning", f"{method}/seed{seed}/task{row['task_index']}/stage{row['stage_index']}", "target", cost)
+
+
 def _mirroring(rng: np.random.Generator) -> dict[str, Any]:
     pilots = []
     for sequence in ("mirror0", "mirror1", "mirror2"):
@@ -192,4 +210,5 @@ def _events(config: Config) -> list[dict[str, Any]]:
         rows.append({"time": clock, "phase": phase, "event": "start"})
         clock += seconds
         rows.append({"time": clock, "phase": phase, "event": "end", "seconds": seconds})
+    rows.append({"time": clock, "phase": "start_engines", "event": "end", "seconds": 12.0})
     return [*rows, {"time": clock, "phase": "report", "event": "start"}]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from proxymix.config import TuningConfig
 from proxymix.continual import ContinualRun, run_continual
 from proxymix.controllers.baselines import Ramp, UniformReplay
+from proxymix.cost import ModelShape
 from proxymix.data.encoding import EncodedSource, EncodedSplit
 from proxymix.episode import validation_safety
 from proxymix.types import Decision
@@ -33,6 +34,7 @@ class FakeLearner:
     """Losses fall with every example seen of a source and rise with every step; keeps what it was asked."""
 
     def __init__(self):
+        self.shape = ModelShape(body=1, head=0, attention=0)  # 2 operations a token forward, 6 in training
         self.seen, self.num_steps, self.tasks, self.probed = dict.fromkeys(range(len(NAMES)), 0), 0, [], []
 
     def begin_task(self, num_optimizer_steps):
@@ -178,7 +180,17 @@ def test_records_tell_the_stage():
     assert [record.request_id for record in records][:3] == ["run7/task0/stage0", "run7/task0/stage1", "run7/task1/stage0"]
     assert [record.training_loss for record in records] == [2.0, 5.0, 8.0, 11.0, 14.0, 17.0]  # the fake's loss is the step's number
     assert [record.num_validation_tokens for record in records] == [8, 12, 12, 16, 16, 16]  # 4 per source visible afterwards
-    assert set(records[0].seconds) == {"train", "validate", "decide"}
+    assert set(records[0].seconds) == {"train", "validate", "decide", "cpu"}
+
+
+def test_every_operation_of_the_learner_is_in_one_record():
+    run = new_run()
+    records = run_continual(run, Ramp(2.0))
+    assert [record.training_flops for record in records] == [6 * 3 * 8 * 2] * 6
+    assert [record.validation_flops for record in records] == [2 * 4 * n for n in (2 + 2, 3, 3, 4, 4, 4)]  # the base's readings are in the first
+    assert run.flops == sum(record.training_flops + record.validation_flops for record in records)
+    run.validation_accuracies()
+    assert run.flops == 6 * 6 * 48 + 8 * 22 + 2 * 4 * 3 * 2  # 4 sources, 3 rows, 2 tokens
 
 
 def test_each_task_begins_anew_with_its_own_length():

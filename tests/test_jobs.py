@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from proxymix.account import Account
 from proxymix.controllers.frozen import FrozenController
 from proxymix.metrics import assert_identity
 
@@ -139,6 +140,19 @@ class TestPipeline:
         assert result.returncode == 0, result.stderr
         assert "ProxyMix" in result.stdout
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+
+    def test_another_run_on_a_warm_cache_makes_nothing_twice_and_counts_the_same(self, finished, runs):
+        folder, _ = finished
+        result = run_job("pipeline", runs, "name=again")
+        assert result.returncode == 0, result.stderr
+        first, second = (json.loads((root / "metrics.json").read_text()) for root in (folder, runs / "again"))
+        assert second == first | {"name": "again"}
+        made, warm = (Account(root / "costs.jsonl") for root in (folder, runs / "again"))
+        items = ("pretraining", "pilot", "reference", "episodes", "tuning")
+        facts = [sorted((line.item, line.id, line.flops) for line in account.made(*items)) for account in (made, warm)]
+        assert facts[0] == facts[1]
+        assert {line.item for line in made.spent()} == set(items)
+        assert {line.item for line in warm.spent()} == {"episodes", "tuning"}
 
     def test_killed_in_the_middle_and_started_again_ends_with_the_same_numbers(self, finished, tmp_path):
         folder, _ = finished

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from proxymix import journal as journal_module
+from proxymix.account import Account
 from proxymix.artifacts import read_jsonl
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import Ramp
@@ -79,7 +80,8 @@ def test_a_row_tells_everything(whole):
     assert sum(last["counts"].values()) == 4 * 8
     assert sum(last["weights"].values()) == pytest.approx(1)
     assert (last["task_index"], last["stage_index"], last["num_stages"], last["fallback"]) == (1, 1, 2, None)
-    assert set(last["seconds"]) == {"train", "validate", "decide"}
+    assert set(last["seconds"]) == {"train", "validate", "decide", "cpu"}
+    assert min(last["training_flops"], last["validation_flops"]) > 0
     json.dumps(last, allow_nan=False)
 
 
@@ -118,6 +120,19 @@ def test_a_run_killed_before_any_write_ends_as_one_that_never_was(start, whole, 
         assert rows(journal.folder) == rows(whole)
         assert all(same(weights(journal.folder, task), weights(whole, task)) for task in (0, 1))
     assert num_writes == 4 + 2 + 3 + 1  # decisions, checkpoints, states, done
+
+
+def test_every_stage_has_its_line_in_the_account(smoke_builder, smoke_case, base_folder, tmp_path):
+    account = Account(tmp_path / "costs.jsonl")
+    run = smoke_builder.build(smoke_case)
+    journal = RunJournal(tmp_path / "ramp_2" / "seed0", smoke_builder.learner, Path(base_folder), account, workers=2, gpus=2)
+    records = run_continual(run, CONTROLLER, journal)
+    lines = account.made("tuning")
+    assert [line.id for line in lines] == [f"ramp_2/seed0/task{task}/stage{stage}" for task in (0, 1) for stage in (0, 1)]
+    assert sum(line.flops for line in lines) == run.flops
+    wall = [sum(record.seconds[phase] for phase in ("train", "validate", "decide")) for record in records]
+    assert [line.gpu_seconds for line in lines] == pytest.approx([2 * seconds for seconds in wall], abs=1e-3)
+    assert [line.cpu_seconds for line in lines] == pytest.approx([2 * record.seconds["cpu"] for record in records], abs=1e-3)
 
 
 def test_resuming_goes_on_and_does_not_start_over(start, whole):

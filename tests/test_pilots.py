@@ -1,20 +1,26 @@
-"""Base models and mirroring pilots as Ray tasks: equal bases are trained once, and the pilots' cost is counted."""
+"""Base models and mirroring pilots as Ray tasks: equal bases are trained once, and what any run has found out is not run again."""
 
 import warnings
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 
+from proxymix.account import Account
 from proxymix.cases import draw_cases, proxy_builder
 from proxymix.config import ModelConfig
-from proxymix.continual import run_continual
 from proxymix.controllers.baselines import UniformReplay
+from proxymix.learners.pretraining import base_cost
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray itself uses what is deprecated.
     import ray
 
     from cluster import pilots
-    from cluster.pilots import PilotTokens, pretrain_bases, run_pilots
+    from cluster.case_keys import case_key
+    from cluster.pilots import pretrain_bases, run_pilots
+    from cluster.tasks import run_cached_tasks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -33,25 +39,49 @@ def test_equal_bases_are_trained_once(cluster, smoke_config, base_folder, tmp_pa
     submitted, run_tasks = [], pilots.run_tasks
     monkeypatch.setattr(pilots, "run_tasks", lambda submissions, *rest: submitted.extend(submissions) or run_tasks(submissions, *rest))
     models = [ModelConfig(preset="nano"), ModelConfig(preset="nano", implementation="transformers"), ModelConfig(path=base_folder)]
-    folders = pretrain_bases(config, models, lambda done, total: None)
+    folders, trained = pretrain_bases(config, models, lambda done, total: None)
     assert folders == [folders[0], folders[0], base_folder]
     assert [str(path) for path in tmp_path.iterdir()] == [folders[0]]
-    assert len(submitted) == 2
+    assert len(submitted) == 1
+    assert trained == {folders[0]}
+    assert base_cost(folders[0]).flops > 0
+    assert pretrain_bases(config, models, lambda done, total: None) == (folders, set())
+    assert len(submitted) == 1
 
 
-def expected_tokens(config, base_folder, case):
+def expected_flops(config, base_folder, case):
     """Counted on the very run of the one seed."""
     run = proxy_builder(config, base_folder).build(case)
-    records = run_continual(run, UniformReplay(config.transfer.replay_share))
-    rows = sum(int(source.validation.lengths.sum()) for source in [*run.anchors, *run.tasks]) * (len(run.tasks) + 1)
-    return PilotTokens(sum(r.num_tokens for r in records), sum(r.num_validation_tokens for r in records) + rows)
+    run.validation_accuracies()
+    records = []
+    while not run.done:
+        records += [run.advance(UniformReplay(config.transfer.replay_share).decide(run.observe()))]
+        if run.stage_index == 0:
+            run.validation_accuracies()
+    return run.flops
 
 
-def test_pilots_of_one_model_agree_and_their_tokens_are_counted(cluster, smoke_config, base_folder):
+def test_pilots_of_one_model_agree_and_are_run_once_for_all_runs(cluster, smoke_config, base_folder, tmp_path):
     target = smoke_config.target.model_copy(update={"model": ModelConfig(path=base_folder, implementation="transformers")})
     transfer = smoke_config.transfer.model_copy(update={"num_seeds": 1})
-    config = smoke_config.model_copy(update={"target": target, "transfer": transfer})
+    config = smoke_config.model_copy(update={"target": target, "transfer": transfer, "cache_root": str(tmp_path / "cache")})
     [case] = draw_cases(config.controller.curriculum, config.tuning, 1, seed=0, label="pilot")
-    [pilot], (proxy_tokens, target_tokens) = run_pilots(config, (base_folder, base_folder), [case], lambda done, total: None)
-    assert pilot.proxy == pytest.approx(pilot.target, abs=1e-6)
-    assert proxy_tokens == target_tokens == expected_tokens(config, base_folder, case)
+    accounts = [Account(tmp_path / name) for name in ("cold.jsonl", "warm.jsonl")]
+    pilots = [run_pilots(config, (base_folder, base_folder), [case], account, lambda done, total: None)[0] for account in accounts]
+    assert pilots[0].proxy == pytest.approx(pilots[0].target, abs=1e-6)
+    assert np.array_equal(pilots[0].target, pilots[1].target)
+    assert [line.flops for account in accounts for line in account.made("pilot")] == [expected_flops(config, base_folder, case)] * 4
+    assert [len(account.spent()) for account in accounts] == [2, 0]
+
+
+def test_a_damaged_entry_is_made_anew_and_another_case_is_another_entry(cluster, smoke_config, base_folder, smoke_case, tmp_path):
+    config = smoke_config.model_copy(update={"cache_root": str(tmp_path / "cache")})
+    keys = {case_key(config, "proxy", base_folder, case, 0.1) for case in (smoke_case, replace(smoke_case, seed=1), replace(smoke_case, name="x"))}
+    assert len(keys) == 2  # the name decides nothing
+    (tmp_path / "damaged.json").write_text('{"cut')
+    told = []
+    submissions = [partial(ray.remote(lambda: 7).remote)]
+    for _ in range(2):
+        values = run_cached_tasks(tmp_path, ["damaged"], submissions, 1, lambda *_: None, lambda *facts: told.append(facts))
+        assert values == [7]
+    assert told == [(0, 7, False), (0, 7, True)]

@@ -14,8 +14,9 @@ from fake_tuning import FakeTuning, fake_cases, in_parallel, tiny_config
 
 import cluster.episodic_ppo as cluster_ppo
 from cluster.policy_training import LEARNING_CURVE, freeze_controller, train_policy
-from cluster.reference_runs import References, with_references
+from cluster.reference_runs import with_references
 from cluster.training_checkpoint import CHECKPOINT
+from proxymix.account import Account
 from proxymix.artifacts import read_jsonl
 from proxymix.cases import draw_cases
 from proxymix.config import Config
@@ -47,7 +48,9 @@ def assert_same(first, second):
 
 
 def timeless(rows):
-    return [{key: value for key, value in row.items() if key not in ("sample_seconds", "learn_seconds", "num_dropped")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in ("sample_seconds", "learn_seconds", "cpu_seconds", "num_dropped")} for row in rows
+    ]
 
 
 class InterruptedTrainingError(Exception):
@@ -215,17 +218,15 @@ def test_the_policy_is_the_mean_over_the_last_iterations(cluster, tmp_path):
 
 def test_the_frozen_controller_tells_what_it_was_trained_on(cluster, tmp_path):
     result = train(tmp_path)
-    references = References(result.cases, num_tokens=1000, num_validation_tokens=100)
-    sha256 = freeze_controller(tiny_config(), result, references, 7, tmp_path)
+    sha256 = freeze_controller(tiny_config(), result, 7_000_000, tmp_path)
     controller = FrozenController.load(tmp_path)
     assert controller.sha256 == sha256
     np.testing.assert_allclose(controller.policy.parameters["context_gain"], result.parameters["context_gain"], rtol=1e-6)
     card = json.loads((tmp_path / "controller.json").read_text())
     assert card["training"]["sequences"] == [["copy"] * 3] * 2
     assert card["training"]["sources"] == ["copy@train-0"]
-    cost = card["training_cost"]
-    assert cost["episodes"] == 8
-    assert card["training_flops"] == 7 * (6 * (cost["tokens"] + 1000) + 2 * (cost["validation_tokens"] + 100))
+    assert card["training_cost"]["episodes"] == 8
+    assert card["training_flops"] == 7_000_000
 
 
 def smoke_config(cache_root):
@@ -255,16 +256,16 @@ def test_trains_on_a_real_proxy(cluster, tmp_path):
     base = pretrain_base(config, config.proxy.model)
     controller = config.controller
     cases = draw_cases(controller.curriculum, config.tuning, controller.curriculum.num_cases, config.seed)
-    references = with_references(config, base, cases, tmp_path)
-    cases = references.cases
-    assert references.num_tokens > 0
+    cold, warm = Account(tmp_path / "cold.jsonl"), Account(tmp_path / "warm.jsonl")
+    bare, cases = cases, with_references(config, base, cases, cold)
     assert all(len(case.reference_scores) == 2 for case in cases)
-    written = (tmp_path / "references.json").stat().st_mtime_ns
-    assert with_references(config, base, cases, tmp_path) == references
-    assert (tmp_path / "references.json").stat().st_mtime_ns == written
+    assert with_references(config, base, bare, warm) == cases
+    assert [line.flops for line in warm.made("reference")] == [line.flops for line in cold.made("reference")]
+    assert [len(cold.spent()), len(warm.spent())] == [2, 0]
     first, second = (train_policy(config, base, cases, tmp_path / name, lambda row: None) for name in ("first", "second"))
     assert_same(first, second)
     assert timeless(first.rows) == timeless(second.rows)
+    assert all(row["flops"] > 0 and row["cpu_seconds"] > 0 for row in first.rows)
     for row, case in zip(first.rows, cases, strict=True):
         assert row["reward_mean"] == pytest.approx((row["score_mean"] - np.mean(case.reference_scores)) / 0.02, abs=1e-3)
     initial = initial_parameters("equivariant", 0, 6, np.random.default_rng(0))

@@ -20,7 +20,7 @@ from proxymix.report.verdict import gate_sentence, pilot_cost_sentence, verdict
 from proxymix.summary import summarise
 from proxymix.table import COLUMNS, anchor_columns, cell
 
-SECTIONS = ["table", "mixtures", "losses", "accuracy", "mirroring", "learning", "time", "config"]
+SECTIONS = ["table", "mixtures", "losses", "accuracy", "mirroring", "learning", "cost", "time", "config"]
 
 
 class Page(HTMLParser):
@@ -95,7 +95,7 @@ def test_table_shows_what_metrics_json_says(finished):
 def test_every_figure_is_described_and_saved(finished):
     folder, _, page = finished
     plots = sorted((folder / "plots").glob("*.png"))
-    assert len(plots) == len(page.labels) == 3 + 2 * len(METHODS) + 2 + 3 + 2
+    assert len(plots) == len(page.labels) == 3 + 2 * len(METHODS) + 2 + 3 + 1 + 2
     assert all(len(label) > 20 for label in page.labels)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in plots)
 
@@ -151,14 +151,14 @@ def test_the_papers_reward_has_no_reference(tmp_path):
     assert ">reference</text>" not in text
 
 
-def test_a_run_that_is_only_partly_tuned_and_of_unknown_size(tmp_path):
+def test_a_run_that_is_only_partly_tuned_and_of_unknown_cost(tmp_path):
     folder = tmp_path / "fake"
     config = build_fake_run(folder, seeds=(0,), methods=["proxymix", "no_replay", "random_30"])
     shutil.rmtree(folder / "target/no_replay")
     path = folder / "target/random_30/seed0/accuracy.json"
     unscored = {"matrix": [[None] * 5] * 5, "anchor_accuracy": {"safety": [None] * 5, "general": [None] * 5}, "safety": [None] * 5}
     write_json(path, read_json(path) | unscored)
-    write_json(folder / "base/target.json", {"num_parameters": None, "folder": "hub/name"})
+    (folder / "costs.jsonl").unlink()
     write_json(folder / "metrics.json", summarise(config, folder))
     page = Page(write_report(folder).read_text())
     assert {page.cells[f"{method}/{key}"] for method in ("no_replay", "random_30") for key in ("AA", "SS", "balanced", "total_cost")} == {"–"}

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from proxymix.config import validated
-from proxymix.cost import forward_flops, training_flops
 from proxymix.errors import UserError
 from proxymix.metrics import assert_identity
 from proxymix.summary import scores, summarise
@@ -53,44 +52,51 @@ def test_mean_error_and_identity_over_seeds(run):
         assert_identity({key: row[key]["mean"] for key in ("AA", "NTA", "BWT")}, len(metrics["tasks"]))
 
 
+def policy_and_own(config, folder, method="proxymix"):
+    row = summarise(config, folder)["methods"][method]
+    return row["policy_cost"]["per_seed"][0], row["total_cost"]["per_seed"][0]
+
+
 def test_cost_in_random_replay_runs(run):
     config, folder = run
     tokens = [sum(r["num_tokens"] for r in read_jsonl(folder / f"target/{m}/seed0/decisions.jsonl")) for m in ("proxymix", "random_30")]
-    policy = read_json(folder / "controller/controller.json")["training_flops"] / training_flops(110_208, tokens[1])
-    methods = summarise(config, folder)["methods"]
-    assert methods["proxymix"]["policy_cost"]["per_seed"][0] == pytest.approx(policy)
-    assert methods["proxymix"]["total_cost"]["per_seed"][0] == pytest.approx(policy + tokens[0] / tokens[1])
-    assert methods["random_30"]["total_cost"]["per_seed"] == [1.0, 1.0]
-    assert methods["no_replay"]["policy_cost"]["mean"] == 0
+    policy = (4 * 2e9 + 3e9 + 20 * 1e9) / (6 * 110_208 * tokens[1])  # pilots, reference runs, episodes; base models are given
+    assert policy_and_own(config, folder) == pytest.approx((policy, policy + tokens[0] / tokens[1]))
+    assert policy_and_own(config, folder, "random_30") == (0.0, 1.0)
+    assert policy_and_own(config, folder, "no_replay")[0] == 0
 
 
-def test_validation_tokens_cost_a_third_of_training_tokens(run):
+def test_work_done_again_or_found_in_a_cache_changes_no_table(run):
     config, folder = run
-    path = folder / "target/no_replay/seed0/decisions.jsonl"
-    before = summarise(config, folder)["methods"]["no_replay"]["total_cost"]["per_seed"][0]
-    rows = list(read_jsonl(path))
-    write_jsonl(path, [row | {"num_validation_tokens": row["num_tokens"]} for row in rows])
-    assert summarise(config, folder)["methods"]["no_replay"]["total_cost"]["per_seed"][0] == pytest.approx(before * 4 / 3)
-    assert training_flops(7, 5) == 3 * forward_flops(7, 5)
+    before, account = json.dumps(summarise(config, folder)), folder / "costs.jsonl"
+    lines = list(read_jsonl(account))
+    again = [line | {"cpu_seconds": 9.9} for line in lines if not line["cached"]]
+    write_jsonl(account, [line | {"cached": True, "gpu_seconds": 1.0} for line in lines] + again)
+    assert json.dumps(summarise(config, folder)) == before
 
 
-def test_costs_are_unknown_without_their_records(run):
+@pytest.mark.parametrize(
+    ("lost", "methods"),
+    [
+        (lambda line: line["item"] == "pilot", ["proxymix"]),
+        (lambda line: line["id"] == "iteration7", ["proxymix"]),
+        (lambda line: line["id"] == "proxymix/seed0/task1/stage2", ["proxymix"]),
+        (lambda line: line["item"] == "tuning", ["proxymix", "no_replay", "random_30"]),
+    ],
+)
+def test_costs_are_unknown_without_their_lines(run, lost, methods):
     config, folder = run
-    (folder / "base/target.json").unlink()
-    (folder / "controller/controller.json").unlink()
-    methods = summarise(config, folder)["methods"]
-    assert methods["proxymix"]["policy_cost"]["mean"] is None
-    assert methods["no_replay"]["total_cost"] == {"mean": None, "se": None, "per_seed": [None, None]}
+    write_jsonl(folder / "costs.jsonl", [line for line in read_jsonl(folder / "costs.jsonl") if not lost(line)])
+    unknown = [method for method in config.methods if policy_and_own(config, folder, method)[1] is None]
+    assert unknown == methods
 
 
-@pytest.mark.parametrize(("model", "size"), [("target", None), ("proxy", None), ("proxy", 0)])
-def test_costs_are_unknown_where_a_model_was_not_counted(run, model, size):
+def test_a_controller_that_was_not_transferred_has_cost_its_pilots(run):
     config, folder = run
-    write_json(folder / f"base/{model}.json", {"num_parameters": size, "folder": "hub/name"})
-    methods = summarise(config, folder)["methods"]
-    assert methods["proxymix"]["policy_cost"]["per_seed"] == methods["proxymix"]["total_cost"]["per_seed"] == [None, None]
-    assert methods["random_30"]["total_cost"]["mean"] == (None if model == "target" else 1.0)
-    assert methods["random_30"]["policy_cost"]["mean"] == 0  # a baseline trains nothing, whatever the models are
+    write_json(folder / "mirroring.json", {"passed": False})
+    write_jsonl(folder / "costs.jsonl", [line for line in read_jsonl(folder / "costs.jsonl") if line["item"] in ("pilot", "tuning")])
+    unit = sum(6 * 110_208 * row["num_tokens"] for row in read_jsonl(folder / "target/random_30/seed0/decisions.jsonl"))
+    assert policy_and_own(config, folder)[0] == pytest.approx(8e9 / unit)
 
 
 def test_fallback_share_is_counted_and_marks_the_row(run):

@@ -172,3 +172,9 @@ def stack(splits: Sequence[EncodedSplit]) -> tuple[Batch, Tensor]:
 
 def _widened(rows: Tensor, width: int, value: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)
+
+
+def stacked_shape(splits: Sequence[EncodedSplit]) -> tuple[tuple[int, int], int]:
+    """Rows and width of `stack(splits)`, and its answer positions; nothing is stacked."""
+    width = max(split.input_ids.shape[1] for split in splits)
+    return (sum(map(len, splits)), width), sum(int((split.labels != IGNORED).sum()) for split in splits)

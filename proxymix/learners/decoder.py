@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proxymix.cost import ModelShape
 from proxymix.errors import UserError
 
 
@@ -89,6 +90,13 @@ class LeanLlama(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """`[replicas, num_positions, width]` to `[replicas, num_positions, vocabulary]`."""
         return torch.bmm(states, (self.embedding if self.head is None else self.head).mT)
+
+    @property
+    def shape(self) -> ModelShape:
+        """What the cost of one replica depends on."""
+        matrices = [p[0] for layer in self.layers for p in layer.parameters() if p.ndim == 3]
+        head = self.embedding if self.head is None else self.head
+        return ModelShape.of(matrices, head[0], sum(layer.num_heads * layer.head_size for layer in self.layers))
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fresh weights, normal with the config's `initializer_range`; norms stay 1."""

@@ -43,6 +43,7 @@ class Learner:
         self.parameters = list(tuned.values())
         self.flat = _flatten(self.parameters, model.num_replicas)
         self.base = self.flat.detach().clone()
+        self.shape = model.shape
         self.begin_task(1)
 
     def begin_task(self, num_optimizer_steps: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from proxymix.cost import ModelShape
 from proxymix.errors import UserError
 from proxymix.learners.decoder import LeanLlama
 
@@ -21,6 +22,11 @@ class LanguageModel(Protocol):
     """What a learner needs of a model, or of several equal ones that are tuned side by side."""
 
     num_replicas: int
+
+    @property
+    def shape(self) -> ModelShape:
+        """What its cost depends on."""
+        ...
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Final states, `[replicas, rows, length, width]`, of right-padded `[replicas, rows, length]`."""
@@ -70,6 +76,16 @@ class TransformersModel(nn.Module):
         """The output embeddings' scores."""
         scores: Tensor = self.model.get_output_embeddings()(states)
         return scores
+
+    @property
+    def shape(self) -> ModelShape:
+        """Every matrix that is no lookup table, and attention of as many heads as the configuration tells (none: no attention)."""
+        config, head = self.model.config.get_text_config(), self.model.get_output_embeddings().weight
+        left_out = {id(head), *(id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding))}
+        heads = getattr(config, "num_attention_heads", 0)
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+        matrices = [p for p in self.parameters() if p.ndim >= 2 and id(p) not in left_out]
+        return ModelShape.of(matrices, head, config.num_hidden_layers * heads * head_size)
 
     def save(self, folder: Path) -> None:
         """The full model in its own architecture, adapters merged into a copy of the weights."""

@@ -1,6 +1,6 @@
 """Base models: a Llama preset trained from scratch on what must not be forgotten, as an ordinary Hugging Face folder.
 
-    anchors (+ the builtin pre-training worlds) → tokenizer → LeanLlama → <cache_root>/<content hash>/
+    anchors (+ the builtin pre-training worlds) → tokenizer → LeanLlama → <cache_root>/<content hash>/   (cost.json: what that took)
 
 No text of a task of the sequence shapes the tokenizer or the weights.
 """
@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from proxymix.artifacts import write_folder
+from proxymix.account import Cost, Meter
+from proxymix.artifacts import read_json, write_folder, write_json
 from proxymix.config import Config, ModelConfig, TuningConfig
 from proxymix.data.encoding import encode_split, gather
 from proxymix.data.sources import configured_source
@@ -29,7 +31,7 @@ PRESETS = {"nano": (32, 2, 96), "micro": (64, 2, 192), "mini": (96, 3, 256), "sm
 """Hidden size, layers, inner size; heads are 32 wide, as vLLM's CPU attention wants them."""
 BUILTIN_CORPUS = 24_000
 """Examples of the builtin pre-training mixture; seen several times."""
-_RECIPE = 1
+_RECIPE = 2
 """Raise it when a change here makes old cached bases wrong."""
 
 Progress = Callable[[int, int], None]
@@ -54,6 +56,16 @@ def base_folder(config: Config, model: ModelConfig) -> str:
     return str(Path(config.cache_root) / f"{model.preset}-{key}")
 
 
+def is_ready(model: ModelConfig, folder: str) -> bool:
+    """Whether nothing needs to be trained for `model`, whose base is `folder`."""
+    return model.preset is None or (Path(folder) / "model.safetensors").exists()
+
+
+def base_cost(folder: str) -> Cost:
+    """What training the base in `folder`, a preset's, once took."""
+    return Cost(**read_json(Path(folder) / "cost.json"))
+
+
 def pretrain_base(config: Config, model: ModelConfig, progress: Progress | None = None) -> str:
     """The base model's folder; trained now unless it is there already.
 
@@ -61,17 +73,19 @@ def pretrain_base(config: Config, model: ModelConfig, progress: Progress | None 
         NonFiniteLossError: the learning rate is too high for the preset.
     """
     folder = base_folder(config, model)
-    if model.preset is None or (Path(folder) / "model.safetensors").exists():
+    if model.preset is None or is_ready(model, folder):
         return folder
+    meter = Meter()
     corpus = pretraining_corpus(config)
     tokenizer = build_tokenizer(config, corpus)
     network = LeanLlama(llama_config(model.preset, tokenizer, max(config.tuning.max_length, 64)))
     network.initialise(torch.Generator().manual_seed(config.seed))
-    _train(network, corpus, tokenizer, config, progress)
+    flops = _train(network, corpus, tokenizer, config, progress)
 
     def fill(temporary: Path) -> None:
         network.save(temporary)
         tokenizer.save_pretrained(temporary)
+        write_json(temporary / "cost.json", asdict(meter.read(flops)))
 
     write_folder(Path(folder), fill)
     return folder
@@ -121,17 +135,21 @@ def llama_config(preset: str, tokenizer: Any, max_length: int) -> dict[str, Any]
     }
 
 
-def _train(network: LeanLlama, corpus: Sequence[Example], tokenizer: Any, config: Config, progress: Progress | None) -> None:
+def _train(network: LeanLlama, corpus: Sequence[Example], tokenizer: Any, config: Config, progress: Progress | None) -> int:
+    """Trains in place; returns the operations that took."""
     settings = config.pretraining
     split = encode_split(corpus, tokenizer, config.tuning.max_length)
     learner = Learner(network, TuningConfig(learning_rate=settings.learning_rate, batch_size=settings.batch_size))
     learner.begin_task(settings.num_steps)
-    rng = np.random.default_rng(config.seed)
+    rng, flops = np.random.default_rng(config.seed), 0
     for index in range(settings.num_steps):
         rows = rng.integers(len(split), size=settings.batch_size)
-        learner.train_step(gather([split], [(0, int(row)) for row in rows]))
+        batch = gather([split], [(0, int(row)) for row in rows])
+        learner.train_step(batch)
+        flops += learner.shape.training_flops(batch.input_ids.shape, batch.num_answer_tokens)
         if progress is not None and (index % 20 == 0 or index + 1 == settings.num_steps):
             progress(index + 1, settings.num_steps)
+    return flops
 
 
 def _digest(corpus: Sequence[Example]) -> str:

@@ -16,7 +16,9 @@ from proxymix.report.run_data import Row, TargetRun
 from proxymix.report.theme import ACCENT, HUES, MUTED, WARM, label_right, new_axes, styled
 
 MARKERS = "osD^vPX*"
-PHASES = ("pretrain_base", "check_mirroring", "train_controller", "serve_controller", "tune_target", "evaluate", "report")
+PHASES = ("pretrain_base", "check_mirroring", "train_controller", "serve_controller", "tune_target", "start_engines", "evaluate", "report")
+MEANWHILE = ("start_engines",)
+"""Phases that go on beside others; their time is in the run's only as far as it was waited for."""
 WINDOW = 5
 """Iterations in the running mean of the reward."""
 STAGE_PHASES = {"train": ACCENT, "validate": HUES[1], "decide": WARM}
@@ -159,7 +161,8 @@ def duration(seconds: float) -> str:
 def plot_phases(totals: Mapping[str, float]) -> Figure:
     """Wall-clock of each phase of the run, summed over its runs."""
     figure, axes = new_axes("Phases of the run", "wall-clock", height=1.1 + 0.26 * len(totals), left=1.15, right=0.9, top=0.62)
-    axes.barh([phase.replace("_", " ") for phase in totals], list(totals.values()), height=0.62, color=ACCENT)
+    colours = [MUTED if phase in MEANWHILE else ACCENT for phase in totals]
+    axes.barh([phase.replace("_", " ") for phase in totals], list(totals.values()), height=0.62, color=colours)
     for index, seconds in enumerate(totals.values()):
         axes.annotate(duration(seconds), (seconds, index), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.invert_yaxis()

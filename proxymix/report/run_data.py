@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from proxymix.account import Account
 from proxymix.artifacts import read_json
 
 Row = dict[str, Any]
@@ -71,6 +72,8 @@ class RunData:
     """In the order of the config's methods, then seeds."""
     num_parameters: dict[str, int]
     """Of `proxy` and `target`, where known."""
+    account: Account
+    """`costs.jsonl`."""
 
     @cached_property
     def config(self) -> Row:
@@ -118,6 +121,7 @@ def read_run(folder: Path) -> RunData:
         events=read_rows(folder / "events.jsonl"),
         runs=_target_runs(folder, config_text),
         num_parameters={name: base["num_parameters"] for name, base in bases.items() if base and base.get("num_parameters")},
+        account=Account(folder / "costs.jsonl"),
     )
 
 

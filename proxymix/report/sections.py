@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
+from proxymix.report.costs import TITLES, cost_sentence, plot_costs
 from proxymix.report.diagnostics import (
     duration,
     has_reference,
@@ -54,7 +55,7 @@ class Section:
 
 def sections(data: RunData) -> list[Section]:
     """Every plotted section, also those that have nothing to show."""
-    return [_mixtures(data), _losses(data), _accuracy(data), _mirroring(data), _learning(data), _time(data)]
+    return [_mixtures(data), _losses(data), _accuracy(data), _mirroring(data), _learning(data), _cost(data), _time(data)]
 
 
 def _mixtures(data: RunData) -> Section:
@@ -123,6 +124,14 @@ def _learning(data: RunData) -> Section:
     return Section("learning", "How the controller learnt", text, "the learning curve", panels)
 
 
+def _cost(data: RunData) -> Section:
+    made = data.account.made(*TITLES)
+    if not made:
+        return Section("cost", "Where the cost went", "", "the account (costs.jsonl)")
+    text = cost_sentence(made, data.account.spent())
+    return Section("cost", "Where the cost went", text, "the account (costs.jsonl)", [Panel("cost", text, plot_costs(made))])
+
+
 def _time(data: RunData) -> Section:
     totals, panels = phase_seconds(data.events), []
     if totals:
@@ -133,7 +142,7 @@ def _time(data: RunData) -> Section:
         panels.append(
             Panel("time-tuning", "Share of training, validating and deciding in the stages of each method.", plot_stage_time(data.runs, titles))
         )
-    text = "Wall-clock, summed over a phase's runs; phases may overlap."
+    text = "Wall-clock, summed over a phase's runs. Phases follow each other, but for the grey ones, which went on beside the others."
     unfinished = {name: ", ".join(phases).replace("_", " ") for name, phases in unfinished_phases(data.events).items()}
     text += f" Begun but not ended: {unfinished['begun']}." if unfinished["begun"] else ""
     text += f" Failed the last time: {unfinished['failed']}." if unfinished["failed"] else ""

@@ -1,0 +1,59 @@
+"""What decides the content of a source, without reading it: the keys of caches.
+
+    SourceConfig → its settings + size and time of the files it reads;   proxymix modules → a hash of their code
+
+Building a builtin source or parsing a file takes about as long as encoding it, so a key of the content would save only half. A file is known by
+its size and modification time, as `make` knows it; a data set's hub name is taken at its word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import proxymix
+from proxymix.config import Config, SourceConfig
+
+PACKAGE = Path(proxymix.__file__).parent
+
+
+def content_key(facts: Any) -> str:
+    """A short hash of JSON values.
+
+    >>> content_key({"a": 1}) == content_key({"a": 1}) != content_key({"a": 2})
+    True
+    """
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def source_facts(config: Config, spec: SourceConfig) -> dict[str, Any]:
+    """All that decides the rows and splits of a configured source, but for the code."""
+    sizes = config.tuning.model_dump(include={"buffer_size", "anchor_buffer_size", "validation_size"})
+    files = [] if spec.format == "builtin" else file_facts(_files(spec, Path(config.data_root or ".") / (spec.path or "")))
+    anchor, test_size = spec in config.sequence.anchors, config.evaluation.test_size
+    return {"source": spec.model_dump(), "seed": config.seed, "anchor": anchor, "test_size": test_size, "files": files, **sizes}
+
+
+def file_facts(paths: Iterable[Path]) -> list[list[Any]]:
+    """Name, size and modification time of every file, in a fixed order."""
+    return sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in set(paths) if path.is_file())
+
+
+@cache
+def code_hash(*parts: str) -> str:
+    """Of modules and subpackages of proxymix, such as `data` or `continual.py`: a change of code makes new keys."""
+    files = sorted(file for part in parts for file in ([PACKAGE / part] if part.endswith(".py") else (PACKAGE / part).rglob("*.py")))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(spec: SourceConfig, path: Path) -> list[Path]:
+    if path.is_file():
+        return [path, *([path.parent / spec.completions] if spec.completions else [])]
+    return [path / "instruction_config.json", *(path / (spec.task or "")).rglob("*")]

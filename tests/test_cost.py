@@ -1,0 +1,81 @@
+"""Operations counted from shapes are those that torch counts while a real step and a real validation run."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from proxymix.config import LoraConfig, TuningConfig
+from proxymix.data.encoding import IGNORED, Batch, EncodedSplit
+from proxymix.learners.learner import Learner
+from proxymix.learners.models import load_model
+
+SETTINGS = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8}
+GEOMETRIES = {
+    "tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    "grouped": {"num_key_value_heads": 2, "tie_word_embeddings": False},
+    "wide": {"num_key_value_heads": 1, "head_dim": 24, "tie_word_embeddings": True},
+}
+ROWS, LENGTH, ANSWER = 5, 11, 3
+"""Answers are the last tokens of each row; one row is scored at one position only."""
+
+
+@pytest.fixture(params=GEOMETRIES)
+def folder(request, tmp_path):
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SETTINGS | GEOMETRIES[request.param])).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def batch():
+    tokens = torch.randint(0, 50, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    labels = torch.full_like(tokens, IGNORED)
+    labels[:, -ANSWER:] = tokens[:, -ANSWER:]
+    labels[0, -ANSWER:-1] = IGNORED
+    return Batch(tokens, labels)
+
+
+def torch_counts(work):
+    """Attention as plain products: the counter knows no fused CPU kernel."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def counts(learner, batch):
+    """Of a training step and a validation: (ours, torch's) each."""
+    torch_trained = torch_counts(lambda: learner.train_step(batch))
+    probe = EncodedSplit(batch.input_ids, batch.labels, torch.full((ROWS,), LENGTH))
+    torch_read = torch_counts(lambda: learner.losses({"probe": probe}))
+    shape = batch.input_ids.shape
+    trained, read = learner.shape.training_flops(shape, batch.num_answer_tokens), learner.shape.forward_flops(shape, batch.num_answer_tokens)
+    return (trained, torch_trained), (read, torch_read)
+
+
+@pytest.mark.parametrize("implementation", ["lean", "transformers"])
+def test_a_llama_costs_what_torch_counts(folder, batch, implementation):
+    (trained, torch_trained), (read, torch_read) = counts(Learner(load_model(folder, implementation), TuningConfig()), batch)
+    assert trained == torch_trained > 0
+    assert read == torch_read == trained / 3
+
+
+def test_both_implementations_have_one_shape(folder):
+    assert load_model(folder, "lean").shape == load_model(folder, "transformers").shape
+
+
+def test_another_architecture_costs_what_torch_counts(tmp_path, batch):
+    GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=16)).save_pretrained(tmp_path)
+    (trained, torch_trained), (read, torch_read) = counts(Learner(load_model(tmp_path, "transformers"), TuningConfig()), batch)
+    assert (trained, read) == (torch_trained, torch_read)
+
+
+def test_frozen_weights_need_no_gradient_of_their_own(folder, batch):
+    model = load_model(folder, "transformers", LoraConfig(rank=2, alpha=4, modules=["q_proj", "v_proj"]))
+    full = load_model(folder, "transformers").shape.training_flops([ROWS, LENGTH], batch.num_answer_tokens)
+    (trained, torch_trained), (read, torch_read) = counts(Learner(model, TuningConfig()), batch)
+    assert read == torch_read
+    # What the lowest layer is spared, its input being frozen too, is at most its products' input gradients.
+    assert torch_trained <= trained <= torch_trained * (1 + 1 / SETTINGS["num_hidden_layers"])
+    assert trained < 0.75 * full
