@@ -79,10 +79,10 @@ class SweepPlan:
     """Judged on, with reference scores."""
     folder: Path
     """Of the sweep."""
-    tune_folder: str = "tune"
-    """Tune's own state, below `folder`; two sweeps that differ in it share their trainings."""
     environment: Environment = ContinualTuningEnv
     validate: Validate = validate_policy
+    tune_folder: str = "tune"
+    """Tune's own state, below `folder`; two sweeps that differ in it share their trainings."""
 
     @property
     def num_rungs(self) -> int:
