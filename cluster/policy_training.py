@@ -100,7 +100,7 @@ def training_steps(
     base_folder: str,
     cases: Sequence[Case],
     out: Path,
-    environment: Environment = ContinualTuningEnv,
+    environment: Environment = ParallelTuningEnv,
     start: Path | None = None,
 ) -> Generator[TrainingResult, None, None]:
     """The training as it stands in `out`, then as it stands after each further iteration; nothing is started before the second is asked for.

@@ -29,7 +29,7 @@ from proxymix.config import Config
 from proxymix.continual import run_continual
 from proxymix.controllers.frozen import FrozenController
 from proxymix.controllers.policy import build_policy
-from proxymix.env import ContinualTuningEnv
+from proxymix.env import ParallelTuningEnv
 from proxymix.reward import final_score
 from proxymix.sweep_space import overrides_of, trial_config
 
@@ -79,7 +79,7 @@ class SweepPlan:
     """Judged on, with reference scores."""
     folder: Path
     """Of the sweep."""
-    environment: Environment = ContinualTuningEnv
+    environment: Environment = ParallelTuningEnv
     validate: Validate = validate_policy
     tune_folder: str = "tune"
     """Tune's own state, below `folder`; two sweeps that differ in it share their trainings."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from fake_tuning import FakeTuning, fake_cases, tiny_config
+from fake_tuning import FakeTuning, fake_cases, in_parallel, tiny_config
 
 from cluster.policy_training import train_policy
 from cluster.sweep import run_sweep, spent
@@ -65,7 +65,7 @@ def plan(folder, validate, environment=FakeTuning, episodes=16, **sweep):
     space = {SIGMA: {"uniform": [0.2, 0.9]}}
     tree = tiny_config(episodes=episodes).model_dump(mode="json")
     tree["sweep"] = {"num_trials": 4, "scheduler": "none", "search": "random", "episodes_per_rung": 4, "space": space} | sweep
-    return SweepPlan(validated(tree, "test"), "base", tuple(fake_cases()), tuple(fake_cases()), folder, environment, validate)
+    return SweepPlan(validated(tree, "test"), "base", tuple(fake_cases()), tuple(fake_cases()), folder, in_parallel(environment), validate)
 
 
 def sigma(trial):
@@ -102,7 +102,7 @@ def test_the_last_rung_is_the_controller_that_train_controller_would_freeze(clus
     for trial in run_sweep(sweep):
         for rungs, episodes in ((2, 8), (4, 16)):
             config = tiny_config(episodes=episodes, initial_sigma=sigma(trial))
-            result = train_policy(config, "base", fake_cases(), tmp_path / f"{trial['trial']}-{rungs}", lambda row: None, FakeTuning)
+            result = train_policy(config, "base", fake_cases(), tmp_path / f"{trial['trial']}-{rungs}", lambda row: None, in_parallel(FakeTuning))
             assert trial["rungs"][rungs - 1]["validation_score"] == float(result.parameters["context_gain"].sum())
 
 
