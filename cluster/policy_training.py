@@ -2,6 +2,8 @@
 
     cases → EpisodicPPO.train → learning_curve.jsonl, checkpoint/ → mean of the last parameters → freeze_controller
 
+`training_steps` stops after every iteration, so that a sweep can look at a training from outside; `train_policy` goes through to the end.
+
 Every iteration is a function of the state it starts from, so a resumed training ends with the parameters of an undisturbed one.
 """
 
@@ -12,8 +14,8 @@ import importlib.metadata
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,10 +44,10 @@ Environment = Callable[[Config, str, Sequence[Case], int], gymnasium.vector.Vect
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished training."""
+    """A training, finished or so far."""
 
     parameters: dict[str, NDArray[np.float64]]
-    """Of the policy: the mean over the last `controller.average_last` of the iterations."""
+    """Of the policy: the mean over the last `controller.average_last` of the iterations; empty before the first."""
     rows: list[Row]
     """The learning curve, a row an iteration."""
     cases: tuple[Case, ...]
@@ -85,25 +87,57 @@ def train_policy(
         UserError: the checkpoint was made under another configuration; or its PPO settings cannot work.
         RuntimeError: an episode failed, or env runners kept dying.
     """
+    with closing(training_steps(config, base_folder, cases, out, environment)) as steps:
+        result = next(steps)
+        for result in steps:
+            on_iteration(result.rows[-1])
+    return result
+
+
+def training_steps(
+    config: Config,
+    base_folder: str,
+    cases: Sequence[Case],
+    out: Path,
+    environment: Environment = ParallelTuningEnv,
+    start: Path | None = None,
+) -> Generator[TrainingResult, None, None]:
+    """The training as it stands in `out`, then as it stands after each further iteration; nothing is started before the second is asked for.
+
+    Args:
+        config: as for `train_policy`, and so the next three.
+        base_folder: model that every proxy run starts from.
+        cases: met in turn, one an iteration.
+        out: `checkpoint/` and `learning_curve.jsonl` go here, before each step is yielded.
+        environment: what an episode is played in.
+        start: folder of a training, perhaps of other settings, to go on from where `out` holds none (population-based training).
+
+    Raises:
+        UserError: the checkpoint in `out` was made under another configuration; or its PPO settings cannot work.
+        RuntimeError: an episode failed, or env runners kept dying.
+    """
     num_iterations = config.controller.episodes // config.controller.episodes_per_iteration
     fingerprint = _fingerprint(config, base_folder, cases)
-    state = load_state(out, fingerprint)
+    state, source = load_state(out, fingerprint), out
+    if state.iteration == 0 and start is not None:
+        state, source = load_state(start, None), start
     # A row is written before its checkpoint: one too many means the iteration is done again, to the same row.
-    rows = list(read_jsonl(out / LEARNING_CURVE))[: state.iteration]
-    if state.iteration < num_iterations:
-        with _quiet(), _one_thread():
-            algorithm = build_algorithm(config, partial(environment, config, base_folder, list(cases)))
-            try:
-                state.restore(algorithm.learner())
-                for iteration in range(state.iteration, num_iterations):
-                    rows.append(_iterate(algorithm, config, cases, iteration))
-                    state = state.after(algorithm.learner(), parameters_of(algorithm.module()), iteration >= _first_averaged(config, num_iterations))
-                    write_jsonl(out / LEARNING_CURVE, rows)
-                    save_state(out, state, fingerprint)
-                    on_iteration(rows[-1])
-            finally:
-                algorithm.stop()
-    return TrainingResult(state.mean_parameters(), rows, tuple(cases))
+    rows = list(read_jsonl(source / LEARNING_CURVE))[: state.iteration]
+    yield TrainingResult(state.mean_parameters(), rows, tuple(cases))
+    if state.iteration >= num_iterations:
+        return
+    with _quiet(), _one_thread():
+        algorithm = build_algorithm(config, partial(environment, config, base_folder, list(cases)))
+        try:
+            state.restore(algorithm.learner())
+            for iteration in range(state.iteration, num_iterations):
+                rows = [*rows, _iterate(algorithm, config, cases, iteration)]
+                state = state.after(algorithm.learner(), parameters_of(algorithm.module()), config.controller.average_last)
+                write_jsonl(out / LEARNING_CURVE, rows)
+                save_state(out, state, fingerprint)
+                yield TrainingResult(state.mean_parameters(), rows, tuple(cases))
+        finally:
+            algorithm.stop()
 
 
 def freeze_controller(config: Config, result: TrainingResult, training_flops: int, out: Path) -> str:
@@ -156,10 +190,6 @@ def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iter
         "learn_seconds": round(outcome.learn_seconds, 3),
         "cpu_seconds": round(outcome.cpu_seconds, 3),
     }
-
-
-def _first_averaged(config: Config, num_iterations: int) -> int:
-    return num_iterations - max(1, round(config.controller.average_last * num_iterations))
 
 
 def _fingerprint(config: Config, base_folder: str, cases: Sequence[Case]) -> str:

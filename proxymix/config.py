@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from proxymix.controller_config import ControllerConfig, CurriculumConfig
 from proxymix.errors import UserError
+from proxymix.sweep_config import SweepConfig
 from proxymix.tuning_config import (
     LoraConfig,
     ModelConfig,
@@ -131,6 +132,7 @@ class Config(Strict):
     target: TargetConfig = TargetConfig()
     tuning: TuningConfig = TuningConfig()
     controller: ControllerConfig = ControllerConfig()
+    sweep: SweepConfig = SweepConfig()
     transfer: TransferConfig = TransferConfig()
     service: ServiceConfig = ServiceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -40,8 +40,8 @@ TASK_TYPES = (
 ATTACKS = ("roleplay", "persuasion")
 """Task types that comply with harmful requests; never part of pre-training."""
 
-WORLD_KINDS = ("train", "heldout", "base")
-"""Controller training, held out for tables, pre-training of base models: nothing crosses over."""
+WORLD_KINDS = ("train", "validation", "heldout", "base")
+"""Controller training, choosing among controllers, held out for tables, pre-training of base models: nothing crosses over."""
 
 _CIPHERED = 13
 _CLASSIFIED = 18
@@ -87,7 +87,7 @@ class World:
 
 @lru_cache(maxsize=64)
 def make_world(name: str) -> World:
-    """The world called `name`: `train-0…`, `heldout-0…` or `base-0…`.
+    """The world called `name`: `train-0…`, `validation-0…`, `heldout-0…` or `base-0…`.
 
     Raises:
         UserError: there is no such world.

@@ -1,0 +1,87 @@
+"""What does ASHA save? The same configurations swept with early stopping and all to their end: proxy runs, FLOPs, and who wins.
+
+    python benchmarks/sweep_savings.py --config configs/demo.yaml [--trials 8] [key.path=value …]
+
+Random search with one seed proposes the same configurations to both. The full sweep goes on from what ASHA left, so both together take no longer
+than the full one; costs are counted as if each had run alone. By default trainings of 64 episodes of three tasks; overrides come on top. Run
+it again and it goes on from where it stopped. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from dataclasses import replace
+
+from cluster.pilots import pretrain_bases
+from cluster.reference_runs import with_references
+from cluster.session import ray_session
+from cluster.sweep import run_sweep
+from cluster.sweep_trial import SweepPlan
+from proxymix.cases import draw_cases
+from proxymix.config import Config, load_config, validated
+from proxymix.cost import forward_flops, training_flops
+from proxymix.learners.models import load_model
+from proxymix.sweep_result import best_trial
+from proxymix.sweep_space import check_sweep, validation_cases
+
+SMALL = [
+    *("controller.episodes=64", "controller.episodes_per_iteration=8", "sweep.episodes_per_rung=16", "sweep.search=random"),
+    *("controller.curriculum.num_tasks=3", "sweep.reduction_factor=2", "sweep.validation.num_cases=6"),
+]
+
+
+def main() -> None:
+    """Runs both sweeps and compares them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, [*SMALL, f"sweep.num_trials={arguments.trials}", *arguments.overrides])
+    tree = config.model_dump(mode="json")
+    plans = {}
+    with ray_session(config):
+        plan = prepared(validated(tree | {"cache_root": str(Path(config.cache_root).resolve())}, arguments.config))
+        for scheduler in ("asha", "none"):
+            sweep = config.sweep.model_copy(update={"scheduler": scheduler})
+            plans[scheduler] = replace(plan, config=plan.config.model_copy(update={"sweep": sweep}), tune_folder=f"tune-{scheduler}")
+        size = sum(value.numel() for value in load_model(plan.base_folder, config.proxy.model.implementation).parameters())
+        asha, full = (summary(run_sweep(plans[scheduler]), size) for scheduler in ("asha", "none"))
+    ratios = {f"{key}_ratio": round(full[key] / asha[key], 3) for key in ("episodes", "flops")}
+    difference = round(asha["best_score"] - full["best_score"], 5)
+    print(json.dumps({"trials": config.sweep.num_trials, "asha": asha, "full": full, **ratios, "best_score_difference": difference}))
+
+
+def prepared(config: Config) -> SweepPlan:
+    """Base model, cases and their references."""
+    check_sweep(config)
+    folder = config.run_dir.resolve() / "sweep_savings"
+    base = pretrain_bases(config, [config.proxy.model], lambda done, total: None)[0]
+    cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.seed)
+    references = with_references(config, base, [*cases, *validation_cases(config)], folder).cases
+    return SweepPlan(config, base, references[: len(cases)], references[len(cases) :], folder)
+
+
+def summary(trials: list[dict[str, Any]], size: int) -> dict[str, Any]:
+    """What a sweep ran and found."""
+    ends = [trial["rungs"][-1] for trial in trials]
+    trained, read = (sum(end["training_tokens"][i] + end["validation_run_tokens"][i] for end in ends) for i in (0, 1))
+    best = best_trial(trials)
+    return {
+        "episodes": sum(end["episodes"] for end in ends),
+        "flops": training_flops(size, trained) + forward_flops(size, read),
+        "best": best["trial"],
+        "best_score": round(best["rungs"][-1]["validation_score"], 5),
+        "scores": {trial["trial"]: [round(rung["validation_score"], 4) for rung in trial["rungs"]] for trial in trials},
+    }
+
+
+if __name__ == "__main__":
+    main()

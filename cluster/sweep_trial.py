@@ -1,0 +1,155 @@
+"""One trial of a sweep: a controller training that is looked at after every rung, on held-out cases, and can be left and taken up anywhere.
+
+    overrides → training_steps … rung done → validate → rungs.jsonl → tune.report(validation_score, checkpoint)
+
+A training lives in `sweep/trainings/<hash of its configuration and of the training it inherits from>/`. Whoever runs the same training again, in
+this session or after a kill, finds every finished rung and every finished iteration there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import tune
+
+from cluster import episodic_ppo
+from cluster.policy_training import Environment, TrainingResult, training_steps
+from cluster.tasks import kept_builder
+from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
+from proxymix.cases import Case, proxy_builder
+from proxymix.config import Config
+from proxymix.continual import run_continual
+from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.policy import build_policy
+from proxymix.env import ParallelTuningEnv
+from proxymix.reward import final_score
+from proxymix.sweep_space import overrides_of, trial_config
+
+RUNGS, LINEAGE = "rungs.jsonl", "lineage.json"
+METRIC = "validation_score"
+"""What Tune sees of a rung, schedulers and searchers alike; higher is better."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A policy on the held-out cases."""
+
+    scores: tuple[float, ...]
+    """Per case: J minus the mean J of the references on it."""
+    num_tokens: int = 0
+    """Trained on, over all cases."""
+    num_validation_tokens: int = 0
+
+
+Validate = Callable[[Config, str, Mapping[str, NDArray[np.float64]], Sequence[Case]], Validation]
+
+
+def validate_policy(config: Config, base_folder: str, parameters: Mapping[str, NDArray[np.float64]], cases: Sequence[Case]) -> Validation:
+    """The policy as it would be frozen, without exploration, through every case; each case knows its reference scores."""
+    builder = kept_builder(proxy_builder, config.model_dump_json(), base_folder)
+    frozen = {name: value.astype(np.float32) for name, value in parameters.items()}
+    controller = FrozenController(build_policy(config.controller.architecture, frozen), {"name": "trial"})
+    scores, records = [], []
+    for case in cases:
+        run = builder.build(case)
+        records += run_continual(run, controller)
+        scores.append(final_score(run.validation_accuracies()) - float(np.mean(case.reference_scores)))
+    return Validation(tuple(scores), sum(record.num_tokens for record in records), sum(record.num_validation_tokens for record in records))
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All that trials share."""
+
+    config: Config
+    base_folder: str
+    cases: tuple[Case, ...]
+    """Trained on, with reference scores."""
+    validation_cases: tuple[Case, ...]
+    """Judged on, with reference scores."""
+    folder: Path
+    """Of the sweep."""
+    environment: Environment = ParallelTuningEnv
+    validate: Validate = validate_policy
+    tune_folder: str = "tune"
+    """Tune's own state, below `folder`; two sweeps that differ in it share their trainings."""
+
+    @property
+    def num_rungs(self) -> int:
+        """Of a trial that runs to its end."""
+        return self.config.controller.episodes // self.config.sweep.episodes_per_rung
+
+
+def run_trial(answers: Mapping[str, Any], plan: SweepPlan) -> None:
+    """Tune's trainable. Args: `answers` of the searcher (`proxymix.sweep_space.draw`); `plan` of the sweep."""
+    # RLlib's registry of environments is one for the whole job; by one name, trials would play each other's.
+    episodic_ppo.ENVIRONMENT = f"proxymix-{tune.get_context().get_trial_id()}"
+    checkpoint = tune.get_checkpoint()
+    with checkpoint.as_directory() if checkpoint else nullcontext() as given:
+        _train(plan, overrides_of(answers), Path(given) if given else None)
+
+
+def _train(plan: SweepPlan, overrides: Row, given: Path | None) -> None:
+    """From wherever the training stands to its end; Tune stops it earlier by ending this process."""
+    config = trial_config(plan.config, {**overrides, "controller.num_env_runners": plan.config.sweep.num_env_runners})
+    folder = _training_folder(plan, overrides, given)
+    inherited = list(read_jsonl(given / RUNGS)) if given else []
+    rungs = list(read_jsonl(folder / RUNGS)) or inherited
+    for rung in rungs[len(inherited) :]:
+        _report(rung, folder, rungs)
+    with closing(training_steps(config, plan.base_folder, plan.cases, folder, plan.environment, given)) as steps:
+        for result in steps:
+            if result.cost["episodes"] == (len(rungs) + 1) * plan.config.sweep.episodes_per_rung:
+                validation = plan.validate(config, plan.base_folder, result.parameters, plan.validation_cases)
+                rungs.append(_rung(result, validation, rungs, overrides, folder.name))
+                write_jsonl(folder / RUNGS, rungs)
+                _report(rungs[-1], folder, rungs)
+
+
+def _training_folder(plan: SweepPlan, overrides: Row, given: Path | None) -> Path:
+    """The training's own folder: that of the checkpoint it goes on from, unless other settings make it another training from here on."""
+    lineage = read_json(given / LINEAGE) if given else {"overrides": overrides, "parent": None}
+    if lineage["overrides"] != overrides:
+        assert given is not None, "only a checkpoint has other settings"
+        lineage = {"overrides": overrides, "parent": {"training": _digest(lineage), "rung": len(list(read_jsonl(given / RUNGS)))}}
+    folder = plan.folder / "trainings" / _digest(lineage)
+    write_json(folder / LINEAGE, lineage)
+    return folder
+
+
+def _digest(lineage: Row) -> str:
+    return hashlib.sha256(json.dumps(lineage, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _rung(result: TrainingResult, validation: Validation, rungs: Sequence[Row], overrides: Row, training: str) -> Row:
+    """What is known after a rung; tokens are sums from the trial's start, in training and in validation."""
+    before = rungs[-1] if rungs else {"episodes": 0, "validation_run_tokens": [0, 0]}
+    fresh = [row for row in result.rows if row["iteration"] * row["episodes"] >= before["episodes"]] or result.rows
+    trained, read = before["validation_run_tokens"]
+    return {
+        "rung": len(rungs) + 1,
+        "episodes": result.cost["episodes"],
+        METRIC: float(np.mean(validation.scores)),
+        "validation_scores": list(validation.scores),
+        "training_return": float(np.mean([row["reward_mean"] for row in fresh])),
+        "training_tokens": [result.cost["tokens"], result.cost["validation_tokens"]],
+        "validation_run_tokens": [trained + validation.num_tokens, read + validation.num_validation_tokens],
+        "overrides": overrides,
+        "training": training,
+    }
+
+
+def _report(rung: Row, folder: Path, rungs: Sequence[Row]) -> None:
+    """Tells Tune. Only the latest rung has a checkpoint, because the folder stands there and not at an earlier one."""
+    checkpoint = tune.Checkpoint.from_directory(folder) if rung is rungs[-1] else None
+    tune.report({key: rung[key] for key in (METRIC, "rung", "episodes", "training_return", "training")}, checkpoint=checkpoint)

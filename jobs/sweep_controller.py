@@ -1,0 +1,102 @@
+"""A sweep: many controller trainings side by side, judged on held-out cases; the best configuration is left as `sweep/best.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from cluster.reference_runs import with_references
+from cluster.session import ray_session
+from cluster.sweep import run_sweep, spent
+from cluster.sweep_trial import SweepPlan
+from jobs.entry import launch
+from jobs.pretrain_base import pretrain_base
+from jobs.run import Run
+from proxymix.artifacts import write_json, write_text
+from proxymix.cases import Case, draw_cases
+from proxymix.config import Config
+from proxymix.cost import forward_flops, training_flops
+from proxymix.errors import UserError
+from proxymix.sweep_result import best_config, best_trial, sweep_table
+from proxymix.sweep_space import check_sweep, validation_cases
+
+
+def sweep_controller(run: Run, proxy_base: str, held_out: list[Case]) -> dict[str, Any]:
+    """The finished sweep, as `sweep/trials.json` holds it; goes on where an earlier call stopped."""
+    config, folder = run.config, run.folder / "sweep"
+    write_json(folder / "settings.json", config.sweep.model_dump(mode="json"))
+    cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.seed)
+    with run.phase("sweep_controller"):
+        with run.progress("reference runs") as update:
+            references = with_references(_paired(config), proxy_base, [*cases, *held_out], folder, update)
+        plan = SweepPlan(config, proxy_base, references.cases[: len(cases)], references.cases[len(cases) :], folder)
+        with run.progress("sweep (rungs, if none is stopped)") as update:
+            trials = run_sweep(plan, update)
+        size = run.read("base/proxy.json")["num_parameters"]
+        trials = [trial | {"cost": _cost(size, *_tokens(trial))} for trial in trials]
+        total = spent(folder)
+        cost = {
+            "episodes": total["episodes"],
+            "references": _cost(size, references.num_tokens, references.num_validation_tokens),
+            "trials": _cost(size, total["tokens"], total["validation_tokens"]),
+        }
+        best = best_trial(trials)
+        write_text(folder / "best.yaml", best_config(config, best))
+        # Last: a sweep with this file is a finished one.
+        write_json(folder / "trials.json", {"best": best["trial"], "cost": cost, "trials": trials})
+    return dict(run.read("sweep/trials.json"))
+
+
+def show(run: Run) -> None:
+    """The table, on standard output, and what to do next."""
+    Console().print(sweep_table(run.read("sweep/trials.json")["trials"]))
+    run.say("train the best:")
+    run.console.out(f"python -m jobs.train_controller --config {run.folder / 'sweep' / 'best.yaml'}", highlight=False)
+
+
+def check_settings(run: Run) -> None:
+    """Raises UserError where the run's sweep was begun with other settings."""
+    before = run.read("sweep/settings.json")
+    now = run.config.sweep.model_dump(mode="json")
+    if before is not None and before != now:
+        changed = ", ".join(f"sweep.{key}" for key in now if before.get(key) != now[key])
+        raise UserError(
+            f"{changed}: the sweep in {str(run.folder / 'sweep')!r} was begun with another; give the run another name or remove that folder"
+        )
+
+
+def _paired(config: Config) -> Config:
+    """Validation needs references whatever the trials' rewards are."""
+    reward = config.controller.reward.model_copy(update={"kind": "paired"})
+    return config.model_copy(update={"controller": config.controller.model_copy(update={"reward": reward})})
+
+
+def _tokens(trial: dict[str, Any]) -> tuple[int, int]:
+    """Trained on and read, in training and in validation, from the first episode on: what a member of a population inherited included."""
+    if not trial["rungs"]:
+        return 0, 0
+    last = trial["rungs"][-1]
+    trained, read = (sum(pair) for pair in zip(last["training_tokens"], last["validation_run_tokens"], strict=True))
+    return trained, read
+
+
+def _cost(size: int | None, tokens: int, validation_tokens: int) -> dict[str, int | None]:
+    """Tokens and what they cost; FLOPs are None where the proxy's size is not known."""
+    flops = None if size is None else training_flops(size, tokens) + forward_flops(size, validation_tokens)
+    return {"tokens": tokens, "validation_tokens": validation_tokens, "flops": flops}
+
+
+def job(run: Run) -> None:
+    """Stand-alone: proxy base, references, sweep, table."""
+    check_settings(run)
+    if run.read("sweep/trials.json") is None:
+        check_sweep(run.config)
+        held_out = validation_cases(run.config)
+        with ray_session(run.config):
+            sweep_controller(run, pretrain_base(run)[0], held_out)
+    show(run)
+
+
+if __name__ == "__main__":
+    launch(job)

@@ -1,0 +1,155 @@
+"""Trials under Ray Tune, on a stand-in for proxy tuning: who goes on, who wins, what survives a kill."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+import ray
+from fake_tuning import FakeTuning, fake_cases, in_parallel, tiny_config
+
+from cluster.policy_training import train_policy
+from cluster.sweep import run_sweep, spent
+from cluster.sweep_trial import LINEAGE, RUNGS, SweepPlan, Validation
+from proxymix.artifacts import read_json, read_jsonl
+from proxymix.config import validated
+from proxymix.errors import UserError
+from proxymix.sweep_result import best_trial
+
+pytestmark = pytest.mark.cluster
+
+SIGMA = "controller.initial_sigma"
+LEARNING_RATE = "controller.ppo.learning_rate"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, of its future defaults.
+        ray.init(num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
+    yield
+    ray.shutdown()
+
+
+class FlatteringTuning(FakeTuning):
+    """Pays for sigma: the larger it is, the higher the return, whatever the policy does."""
+
+    def step(self, action):
+        observation, reward, done, truncated, info = super().step(action)
+        return observation, reward + 100 * self.config.controller.initial_sigma * done, done, truncated, info
+
+
+def judge_sigma(config, base_folder, parameters, cases):
+    """The smaller sigma is, the better."""
+    return Validation((-config.controller.initial_sigma,) * len(cases), num_tokens=10, num_validation_tokens=1)
+
+
+def judge_learning_rate(config, base_folder, parameters, cases):
+    return Validation((-config.controller.ppo.learning_rate,) * len(cases))
+
+
+def judge_what_was_learnt(config, base_folder, parameters, cases):
+    """A number that only the very same parameters have."""
+    return Validation((float(parameters["context_gain"].sum()),))
+
+
+def fail_for_large_sigma(config, base_folder, parameters, cases):
+    if config.controller.initial_sigma > 0.5:
+        raise ValueError("the judge is out of order")
+    return judge_sigma(config, base_folder, parameters, cases)
+
+
+def plan(folder, validate, environment=FakeTuning, episodes=16, **sweep):
+    space = {SIGMA: {"uniform": [0.2, 0.9]}}
+    tree = tiny_config(episodes=episodes).model_dump(mode="json")
+    tree["sweep"] = {"num_trials": 4, "scheduler": "none", "search": "random", "episodes_per_rung": 4, "space": space} | sweep
+    return SweepPlan(validated(tree, "test"), "base", tuple(fake_cases()), tuple(fake_cases()), folder, in_parallel(environment), validate)
+
+
+def sigma(trial):
+    return trial["overrides"][SIGMA]
+
+
+def test_a_trial_with_the_highest_return_and_the_lowest_validation_loses(cluster, tmp_path):
+    trials = run_sweep(plan(tmp_path, judge_sigma, FlatteringTuning, episodes=4))
+    returns = [trial["rungs"][-1]["training_return"] for trial in trials]
+    best, flattered = best_trial(trials), max(trials, key=lambda trial: trial["rungs"][-1]["training_return"])
+    assert sigma(best) == min(map(sigma, trials))
+    assert sigma(flattered) == max(map(sigma, trials))
+    assert best["rungs"][-1]["training_return"] == min(returns)
+
+
+def test_asha_stops_the_worst_early_and_lets_the_best_through(cluster, tmp_path):
+    seen = []
+    sweep = plan(tmp_path, judge_sigma, scheduler="asha", search="optuna", num_trials=6, reduction_factor=2)
+    trials = run_sweep(sweep, lambda done, total: seen.append((done, total)))
+    assert [trial["trial"] for trial in trials] == list(range(6))
+    finished = [trial for trial in trials if trial["status"] == "finished"]
+    assert min(trials, key=sigma) in finished
+    assert {trial["status"] for trial in trials} == {"finished", "stopped"}
+    assert all(len(trial["rungs"]) == 4 for trial in finished)
+    total = spent(tmp_path)
+    assert total["episodes"] == sum(trial["rungs"][-1]["episodes"] for trial in trials) < 6 * 16
+    assert total["tokens"] == 2.5 * total["episodes"]
+    assert seen[-1] == (24, 24)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_the_last_rung_is_the_controller_that_train_controller_would_freeze(cluster, tmp_path):
+    sweep = plan(tmp_path / "sweep", judge_what_was_learnt, num_trials=2)
+    for trial in run_sweep(sweep):
+        for rungs, episodes in ((2, 8), (4, 16)):
+            config = tiny_config(episodes=episodes, initial_sigma=sigma(trial))
+            result = train_policy(config, "base", fake_cases(), tmp_path / f"{trial['trial']}-{rungs}", lambda row: None, in_parallel(FakeTuning))
+            assert trial["rungs"][rungs - 1]["validation_score"] == float(result.parameters["context_gain"].sum())
+
+
+def test_a_population_inherits_weights_and_counts_no_episode_twice(cluster, tmp_path):
+    space = {LEARNING_RATE: {"log_uniform": [1e-3, 0.1]}}
+    trials = run_sweep(plan(tmp_path, judge_learning_rate, scheduler="pbt", search=None, space=space, num_trials=3, episodes=12))
+    assert all(len(trial["rungs"]) == 3 for trial in trials)
+    own = {path.parent.name: len(list(read_jsonl(path.with_name(RUNGS)))) for path in tmp_path.glob("trainings/*/lineage.json")}
+    parents = [read_json(tmp_path / "trainings" / training / LINEAGE)["parent"] for training in own]
+    inherited = [parent for parent in parents if parent]
+    assert inherited
+    assert all(own[parent["training"]] >= parent["rung"] > 0 for parent in inherited)
+    assert all(1e-3 <= trial["overrides"][LEARNING_RATE] <= 0.1 for trial in trials)
+    assert spent(tmp_path)["episodes"] == 4 * (sum(own.values()) - sum(parent["rung"] for parent in inherited))
+
+
+def test_a_finished_rung_is_found_again_even_if_tune_has_lost_all(cluster, tmp_path):
+    sweep = plan(tmp_path / "sweep", judge_what_was_learnt)
+    first = run_sweep(sweep)
+    curves = {path: path.read_bytes() for path in tmp_path.glob("sweep/trainings/*/learning_curve.jsonl")}
+    assert len(curves) == 4
+    (tmp_path / "sweep/tune").rename(tmp_path / "lost")
+    assert run_sweep(sweep) == first
+    assert {path: path.read_bytes() for path in tmp_path.glob("sweep/trainings/*/learning_curve.jsonl")} == curves  # with their seconds
+
+
+def test_env_runners_of_its_own_change_nothing(cluster, tmp_path):
+    alone = run_sweep(plan(tmp_path / "alone", judge_what_was_learnt, num_trials=2, episodes=4))
+    helped = run_sweep(plan(tmp_path / "helped", judge_what_was_learnt, num_trials=2, episodes=4, num_env_runners=1))
+    assert helped == alone
+
+
+def test_a_trial_that_fails_is_told_and_the_others_go_on(cluster, tmp_path):
+    trials = run_sweep(plan(tmp_path, fail_for_large_sigma, episodes=4))
+    failed = [trial for trial in trials if trial["status"] == "failed"]
+    assert {sigma(trial) > 0.5 for trial in failed} == {True}
+    assert all("the judge is out of order" in trial["error"] for trial in failed)
+    assert sigma(best_trial(trials)) < 0.5
+
+
+def test_a_trial_that_no_node_can_hold_is_refused(cluster, tmp_path):
+    with pytest.raises(UserError, match=r"sweep.num_env_runners: a trial needs 5 Ray CPUs"):
+        run_sweep(plan(tmp_path, judge_sigma, num_env_runners=4))
+
+
+def test_trials_are_plain_json(cluster, tmp_path):
+    trials = run_sweep(plan(tmp_path, judge_sigma, num_trials=1, episodes=4))
+    assert json.loads(json.dumps(trials, allow_nan=False)) == trials
+    training = trials[0]["rungs"][0]["training"]
+    assert list(read_jsonl(tmp_path / "trainings" / training / RUNGS)) == trials[0]["rungs"]
