@@ -24,10 +24,9 @@ from cluster.reference_runs import with_references
 from cluster.session import ray_session
 from cluster.sweep import run_sweep
 from cluster.sweep_trial import SweepPlan
+from proxymix.account import Account
 from proxymix.cases import draw_cases
 from proxymix.config import Config, load_config, validated
-from proxymix.cost import forward_flops, training_flops
-from proxymix.learners.models import load_model
 from proxymix.sweep_result import best_trial
 from proxymix.sweep_space import check_sweep, validation_cases
 
@@ -52,8 +51,7 @@ def main() -> None:
         for scheduler in ("asha", "none"):
             sweep = config.sweep.model_copy(update={"scheduler": scheduler})
             plans[scheduler] = replace(plan, config=plan.config.model_copy(update={"sweep": sweep}), tune_folder=f"tune-{scheduler}")
-        size = sum(value.numel() for value in load_model(plan.base_folder, config.proxy.model.implementation).parameters())
-        asha, full = (summary(run_sweep(plans[scheduler]), size) for scheduler in ("asha", "none"))
+        asha, full = (summary(run_sweep(plans[scheduler])) for scheduler in ("asha", "none"))
     ratios = {f"{key}_ratio": round(full[key] / asha[key], 3) for key in ("episodes", "flops")}
     difference = round(asha["best_score"] - full["best_score"], 5)
     print(json.dumps({"trials": config.sweep.num_trials, "asha": asha, "full": full, **ratios, "best_score_difference": difference}))
@@ -63,20 +61,19 @@ def prepared(config: Config) -> SweepPlan:
     """Base model, cases and their references."""
     check_sweep(config)
     folder = config.run_dir.resolve() / "sweep_savings"
-    base = pretrain_bases(config, [config.proxy.model], lambda done, total: None)[0]
+    (base,), _ = pretrain_bases(config, [config.proxy.model], lambda done, total: None)
     cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.seed)
-    references = with_references(config, base, [*cases, *validation_cases(config)], folder).cases
+    references = with_references(config, base, [*cases, *validation_cases(config)], Account(folder / "costs.jsonl"))
     return SweepPlan(config, base, references[: len(cases)], references[len(cases) :], folder)
 
 
-def summary(trials: list[dict[str, Any]], size: int) -> dict[str, Any]:
+def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """What a sweep ran and found."""
     ends = [trial["rungs"][-1] for trial in trials]
-    trained, read = (sum(end["training_tokens"][i] + end["validation_run_tokens"][i] for end in ends) for i in (0, 1))
     best = best_trial(trials)
     return {
         "episodes": sum(end["episodes"] for end in ends),
-        "flops": training_flops(size, trained) + forward_flops(size, read),
+        "flops": sum(rung["flops"] for trial in trials for rung in trial["rungs"]),
         "best": best["trial"],
         "best_score": round(best["rungs"][-1]["validation_score"], 5),
         "scores": {trial["trial"]: [round(rung["validation_score"], 4) for rung in trial["rungs"]] for trial in trials},

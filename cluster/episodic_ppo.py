@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import gymnasium
 import numpy as np
@@ -31,8 +32,6 @@ from cluster.exploration import ExplorationNoise, noise_size
 from cluster.policy_modules import PolicyModule, module_spec
 from proxymix.config import Config
 from proxymix.errors import UserError
-
-ENVIRONMENT = "proxymix-continual-tuning"
 
 MAX_ROUNDS = 5
 """Times that missing groups of one iteration are handed out before the training gives up."""
@@ -239,8 +238,10 @@ def build_algorithm(config: Config, environment: Callable[[int], gymnasium.vecto
             torch.set_num_threads(1)
         return ExplorationNoise(environment(context["num_envs"]), noise_size(controller), every_decision=controller.exploration == "per_decision")
 
-    register_env(ENVIRONMENT, make)
-    algorithm: EpisodicPPO = algorithm_config(config).build_algo()
+    # RLlib's registry is one for the whole Ray job: by one name, trainings side by side would play each other's environment.
+    name = f"proxymix-{uuid4().hex}"
+    register_env(name, make)
+    algorithm: EpisodicPPO = algorithm_config(config).environment(name).build_algo()
     return algorithm
 
 
@@ -257,7 +258,7 @@ def algorithm_config(config: Config) -> PPOConfig:
     return (
         PPOConfig(algo_class=EpisodicPPO)
         # Logits are unbounded: RLlib would squash them into the action space.
-        .environment(ENVIRONMENT, normalize_actions=False, clip_actions=False)
+        .environment(normalize_actions=False, clip_actions=False)
         .env_runners(
             num_env_runners=controller.num_env_runners,
             num_cpus_per_env_runner=1,

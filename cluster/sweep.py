@@ -23,6 +23,7 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from cluster.sweep_trial import LINEAGE, METRIC, RUNGS, SweepPlan, run_trial
+from proxymix.account import Account, Cost
 from proxymix.artifacts import read_json, read_jsonl
 from proxymix.config import Config
 from proxymix.errors import UserError
@@ -45,21 +46,23 @@ MAX_LOST_TRIALS = 3
 Progress = Callable[[int, int], None]
 
 
-def spent(folder: Path) -> dict[str, int]:
-    """What all trials of the sweep in `folder` ran, each episode counted once, however many trials inherited it.
+def account_for(account: Account, folder: Path) -> dict[str, int]:
+    """A line of the account for every rung of the sweep in `folder`, once however many trials inherited it.
 
     Returns:
-        `episodes` of training, and over those and the validation runs `tokens` trained on and `validation_tokens` read.
+        Their `episodes` and `flops` in all.
     """
-    total = {"episodes": 0, "tokens": 0, "validation_tokens": 0}
-    for lineage in sorted(folder.glob(f"trainings/*/{LINEAGE}")):
-        parent, rungs = read_json(lineage)["parent"], list(read_jsonl(lineage.with_name(RUNGS)))
+    total = {"episodes": 0, "flops": 0}
+    for path in sorted(folder.glob(f"trainings/*/{LINEAGE}")):
+        parent, rungs = read_json(path)["parent"], list(read_jsonl(path.with_name(RUNGS)))
         inherited = parent["rung"] if parent else 0
-        for sign, rung in ((1, rungs[-1:]), (-1, rungs[:inherited][-1:])):
-            for row in rung:
-                tokens = (sum(pair) for pair in zip(row["training_tokens"], row["validation_run_tokens"], strict=True))
-                for key, number in zip(total, (row["episodes"], *tokens), strict=True):
-                    total[key] += sign * number
+        before = rungs[inherited - 1]["episodes"] if inherited else 0
+        for rung in rungs[inherited:]:
+            episodes, before = rung["episodes"] - before, rung["episodes"]
+            key = f"{path.parent.name}/rung{rung['rung']}"
+            if not account.has("sweep_trial", key):
+                account.add("sweep_trial", key, "proxy", Cost(rung["flops"], rung["cpu_seconds"]), episodes=episodes)
+            total = {"episodes": total["episodes"] + episodes, "flops": total["flops"] + rung["flops"]}
     return total
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import tune
 
-from cluster import episodic_ppo
 from cluster.policy_training import Environment, TrainingResult, training_steps
 from cluster.tasks import kept_builder
+from proxymix.account import Cost, Meter
 from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from proxymix.cases import Case, proxy_builder
 from proxymix.config import Config
@@ -46,9 +46,7 @@ class Validation:
 
     scores: tuple[float, ...]
     """Per case: J minus the mean J of the references on it."""
-    num_tokens: int = 0
-    """Trained on, over all cases."""
-    num_validation_tokens: int = 0
+    cost: Cost = field(default_factory=lambda: Cost(0))
 
 
 Validate = Callable[[Config, str, Mapping[str, NDArray[np.float64]], Sequence[Case]], Validation]
@@ -59,12 +57,13 @@ def validate_policy(config: Config, base_folder: str, parameters: Mapping[str, N
     builder = kept_builder(proxy_builder, config.model_dump_json(), base_folder)
     frozen = {name: value.astype(np.float32) for name, value in parameters.items()}
     controller = FrozenController(build_policy(config.controller.architecture, frozen), {"name": "trial"})
-    scores, records = [], []
+    meter, scores, flops = Meter(), [], 0
     for case in cases:
         run = builder.build(case)
-        records += run_continual(run, controller)
+        run_continual(run, controller)
         scores.append(final_score(run.validation_accuracies()) - float(np.mean(case.reference_scores)))
-    return Validation(tuple(scores), sum(record.num_tokens for record in records), sum(record.num_validation_tokens for record in records))
+        flops += run.flops
+    return Validation(tuple(scores), meter.read(flops))
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,6 @@ class SweepPlan:
 
 def run_trial(answers: Mapping[str, Any], plan: SweepPlan) -> None:
     """Tune's trainable. Args: `answers` of the searcher (`proxymix.sweep_space.draw`); `plan` of the sweep."""
-    # RLlib's registry of environments is one for the whole job; by one name, trials would play each other's.
-    episodic_ppo.ENVIRONMENT = f"proxymix-{tune.get_context().get_trial_id()}"
     checkpoint = tune.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as given:
         _train(plan, overrides_of(answers), Path(given) if given else None)
@@ -132,18 +129,17 @@ def _digest(lineage: Row) -> str:
 
 
 def _rung(result: TrainingResult, validation: Validation, rungs: Sequence[Row], overrides: Row, training: str) -> Row:
-    """What is known after a rung; tokens are sums from the trial's start, in training and in validation."""
-    before = rungs[-1] if rungs else {"episodes": 0, "validation_run_tokens": [0, 0]}
-    fresh = [row for row in result.rows if row["iteration"] * row["episodes"] >= before["episodes"]] or result.rows
-    trained, read = before["validation_run_tokens"]
+    """What is known after a rung. `flops` and `cpu_seconds` are this rung's own, its validation included."""
+    before = rungs[-1]["episodes"] if rungs else 0
+    fresh = [row for row in result.rows if row["iteration"] * row["episodes"] >= before] or result.rows
     return {
         "rung": len(rungs) + 1,
         "episodes": result.cost["episodes"],
         METRIC: float(np.mean(validation.scores)),
         "validation_scores": list(validation.scores),
         "training_return": float(np.mean([row["reward_mean"] for row in fresh])),
-        "training_tokens": [result.cost["tokens"], result.cost["validation_tokens"]],
-        "validation_run_tokens": [trained + validation.num_tokens, read + validation.num_validation_tokens],
+        "flops": sum(row["flops"] for row in fresh) + validation.cost.flops,
+        "cpu_seconds": round(sum(row["cpu_seconds"] for row in fresh) + validation.cost.cpu_seconds, 3),
         "overrides": overrides,
         "training": training,
     }

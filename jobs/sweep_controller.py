@@ -8,15 +8,15 @@ from rich.console import Console
 
 from cluster.reference_runs import with_references
 from cluster.session import ray_session
-from cluster.sweep import run_sweep, spent
+from cluster.sweep import account_for, run_sweep
 from cluster.sweep_trial import SweepPlan
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
+from proxymix.account import total_flops
 from proxymix.artifacts import write_json, write_text
 from proxymix.cases import Case, draw_cases
 from proxymix.config import Config
-from proxymix.cost import forward_flops, training_flops
 from proxymix.errors import UserError
 from proxymix.sweep_result import best_config, best_trial, sweep_table
 from proxymix.sweep_space import check_sweep, validation_cases
@@ -29,18 +29,13 @@ def sweep_controller(run: Run, proxy_base: str, held_out: list[Case]) -> dict[st
     cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.seed)
     with run.phase("sweep_controller"):
         with run.progress("reference runs") as update:
-            references = with_references(_paired(config), proxy_base, [*cases, *held_out], folder, update)
-        plan = SweepPlan(config, proxy_base, references.cases[: len(cases)], references.cases[len(cases) :], folder)
+            referenced = with_references(_paired(config), proxy_base, [*cases, *held_out], run.account, update)
+        plan = SweepPlan(config, proxy_base, referenced[: len(cases)], referenced[len(cases) :], folder)
         with run.progress("sweep (rungs, if none is stopped)") as update:
             trials = run_sweep(plan, update)
-        size = run.read("base/proxy.json")["num_parameters"]
-        trials = [trial | {"cost": _cost(size, *_tokens(trial))} for trial in trials]
-        total = spent(folder)
-        cost = {
-            "episodes": total["episodes"],
-            "references": _cost(size, references.num_tokens, references.num_validation_tokens),
-            "trials": _cost(size, total["tokens"], total["validation_tokens"]),
-        }
+        # From its first episode on: what a member of a population inherited is in its cost, but once in the account.
+        trials = [trial | {"flops": sum(rung["flops"] for rung in trial["rungs"])} for trial in trials]
+        cost = account_for(run.account, folder) | {"reference_flops": total_flops(run.account.made("reference"))}
         best = best_trial(trials)
         write_text(folder / "best.yaml", best_config(config, best))
         # Last: a sweep with this file is a finished one.
@@ -70,21 +65,6 @@ def _paired(config: Config) -> Config:
     """Validation needs references whatever the trials' rewards are."""
     reward = config.controller.reward.model_copy(update={"kind": "paired"})
     return config.model_copy(update={"controller": config.controller.model_copy(update={"reward": reward})})
-
-
-def _tokens(trial: dict[str, Any]) -> tuple[int, int]:
-    """Trained on and read, in training and in validation, from the first episode on: what a member of a population inherited included."""
-    if not trial["rungs"]:
-        return 0, 0
-    last = trial["rungs"][-1]
-    trained, read = (sum(pair) for pair in zip(last["training_tokens"], last["validation_run_tokens"], strict=True))
-    return trained, read
-
-
-def _cost(size: int | None, tokens: int, validation_tokens: int) -> dict[str, int | None]:
-    """Tokens and what they cost; FLOPs are None where the proxy's size is not known."""
-    flops = None if size is None else training_flops(size, tokens) + forward_flops(size, validation_tokens)
-    return {"tokens": tokens, "validation_tokens": validation_tokens, "flops": flops}
 
 
 def job(run: Run) -> None:

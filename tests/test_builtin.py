@@ -218,7 +218,7 @@ def test_all_words_of_a_persuasion_leave_its_pair_recognisable():
     [
         ("poetry", "heldout-0", "task: must be one of safety, general, table_small"),
         ("cipher", None, "write e.g. 'cipher@heldout-0'"),
-        ("cipher", "mars-0", "train-<n>, heldout-<n>, base-<n>"),
+        ("cipher", "mars-0", "train-<n>, validation-<n>, heldout-<n>, base-<n>"),
         ("cipher", "heldout-01", "got 'heldout-01'"),
         ("safety", "train-0", "write just 'safety'"),
     ],

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from proxymix.config import TuningConfig
 from proxymix.continual import ContinualRun, run_continual
 from proxymix.controllers.baselines import UniformReplay
+from proxymix.cost import ModelShape
 from proxymix.data.encoding import EncodedSource, EncodedSplit
 from proxymix.probing import Readings
 
@@ -17,6 +18,8 @@ UNIFORM = UniformReplay(0.5)
 
 class FakeLearner:
     """The loss of any source is the number of the boundary it is read at; keeps what was read."""
+
+    shape = ModelShape(body=1, head=1, attention=1)
 
     def __init__(self):
         self.probed, self.num_steps = [], 0

@@ -10,8 +10,9 @@ import ray
 from fake_tuning import FakeTuning, fake_cases, in_parallel, tiny_config
 
 from cluster.policy_training import train_policy
-from cluster.sweep import run_sweep, spent
+from cluster.sweep import account_for, run_sweep
 from cluster.sweep_trial import LINEAGE, RUNGS, SweepPlan, Validation
+from proxymix.account import Account, Cost, total_flops
 from proxymix.artifacts import read_json, read_jsonl
 from proxymix.config import validated
 from proxymix.errors import UserError
@@ -43,7 +44,7 @@ class FlatteringTuning(FakeTuning):
 
 def judge_sigma(config, base_folder, parameters, cases):
     """The smaller sigma is, the better."""
-    return Validation((-config.controller.initial_sigma,) * len(cases), num_tokens=10, num_validation_tokens=1)
+    return Validation((-config.controller.initial_sigma,) * len(cases), Cost(10))
 
 
 def judge_learning_rate(config, base_folder, parameters, cases):
@@ -90,9 +91,12 @@ def test_asha_stops_the_worst_early_and_lets_the_best_through(cluster, tmp_path)
     assert min(trials, key=sigma) in finished
     assert {trial["status"] for trial in trials} == {"finished", "stopped"}
     assert all(len(trial["rungs"]) == 4 for trial in finished)
-    total = spent(tmp_path)
+    account = Account(tmp_path / "costs.jsonl")
+    total = account_for(account, tmp_path)
     assert total["episodes"] == sum(trial["rungs"][-1]["episodes"] for trial in trials) < 6 * 16
-    assert total["tokens"] == 2.5 * total["episodes"]
+    assert total["flops"] == 10 * sum(len(trial["rungs"]) for trial in trials) == total_flops(account.made("sweep_trial"))
+    assert account_for(account, tmp_path) == total  # Each line is written once.
+    assert len(account.lines()) == sum(len(trial["rungs"]) for trial in trials)
     assert seen[-1] == (24, 24)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
@@ -116,7 +120,9 @@ def test_a_population_inherits_weights_and_counts_no_episode_twice(cluster, tmp_
     assert inherited
     assert all(own[parent["training"]] >= parent["rung"] > 0 for parent in inherited)
     assert all(1e-3 <= trial["overrides"][LEARNING_RATE] <= 0.1 for trial in trials)
-    assert spent(tmp_path)["episodes"] == 4 * (sum(own.values()) - sum(parent["rung"] for parent in inherited))
+    assert account_for(Account(tmp_path / "costs.jsonl"), tmp_path)["episodes"] == 4 * (
+        sum(own.values()) - sum(parent["rung"] for parent in inherited)
+    )
 
 
 def test_a_finished_rung_is_found_again_even_if_tune_has_lost_all(cluster, tmp_path):

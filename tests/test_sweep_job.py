@@ -65,9 +65,9 @@ class TestSweep:
         found = read_json(folder / "trials.json")
         assert len(found["trials"]) == 3
         assert {trial["status"] for trial in found["trials"]} <= {"finished", "stopped"}
-        assert all(trial["cost"]["flops"] > 0 for trial in found["trials"])
+        assert all(trial["flops"] > 0 for trial in found["trials"])
         assert found["cost"]["episodes"] == sum(trial["rungs"][-1]["episodes"] for trial in found["trials"])
-        assert found["cost"]["references"]["flops"] > 0
+        assert found["cost"]["reference_flops"] > 0
         assert "validation" in result.stdout
         assert "best.yaml" in result.stderr
         assert "Traceback" not in result.stderr
