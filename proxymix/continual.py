@@ -153,7 +153,7 @@ class ContinualRun:
         losses = []
         for batch in batches:
             losses.append((yield batch))
-            self.training_flops += self.learner.shape.training_flops(batch.input_ids.shape, batch.num_answer_tokens)
+            self.training_flops += self.learner.shape.training_flops(batch.input_ids.shape, batch.num_scored)
         trained = time.perf_counter()
         position = (self.task_index, self.stage_index)
         num_validation_tokens = yield from self._move_on(boundary.current.name)

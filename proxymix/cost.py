@@ -30,6 +30,10 @@ class ModelShape:
     frozen_body: int = 0
     """Of `body`: weights that are not tuned, and so need no gradient of their own."""
     frozen_head: int = 0
+    tail: int = 0
+    """Weights of the last layer that only scored positions are multiplied with (`LeanLlama`)."""
+    tail_attention: int = 0
+    """Heads × head size of a last layer whose queries are the scored positions alone; not in `attention`."""
 
     @classmethod
     def of(cls, matrices: Iterable[Tensor], head: Tensor, attention: int) -> ModelShape:
@@ -43,13 +47,14 @@ class ModelShape:
 
         Args:
             shape: of the token ids, `[num_rows, length]`.
-            num_scored: positions that logits are computed at.
+            num_scored: positions that logits are computed at (`Batch.num_scored`).
 
         >>> ModelShape(body=100, head=50, attention=8).forward_flops([2, 3], num_scored=4)
         2176
         """
         num_rows, length = shape
-        return 2 * (self.body * num_rows * length + self.head * num_scored) + 4 * self.attention * num_rows * length**2
+        products = self.body * num_rows * length + (self.tail + self.head) * num_scored
+        return 2 * products + 4 * (self.attention * num_rows * length + self.tail_attention * num_scored) * length
 
     def training_flops(self, shape: Sequence[int], num_scored: int) -> int:
         """Operations of forward and backward: three times forward, less the gradients of frozen weights.

@@ -50,7 +50,7 @@ def counts(learner, batch):
     probe = EncodedSplit(batch.input_ids, batch.labels, torch.full((ROWS,), LENGTH))
     torch_read = torch_counts(lambda: learner.losses({"probe": probe}))
     shape = batch.input_ids.shape
-    trained, read = learner.shape.training_flops(shape, batch.num_answer_tokens), learner.shape.forward_flops(shape, batch.num_answer_tokens)
+    trained, read = learner.shape.training_flops(shape, batch.num_scored), learner.shape.forward_flops(shape, batch.num_scored)
     return (trained, torch_trained), (read, torch_read)
 
 
@@ -61,8 +61,11 @@ def test_a_llama_costs_what_torch_counts(folder, batch, implementation):
     assert read == torch_read == trained / 3
 
 
-def test_both_implementations_have_one_shape(folder):
-    assert load_model(folder, "lean").shape == load_model(folder, "transformers").shape
+def test_lean_costs_as_much_where_all_is_asked_for_and_less_where_little_is(folder):
+    lean, plain = (load_model(folder, implementation).shape for implementation in ("lean", "transformers"))
+    everything, little = ROWS * LENGTH, ROWS
+    assert lean.training_flops([ROWS, LENGTH], everything) == plain.training_flops([ROWS, LENGTH], everything)
+    assert lean.training_flops([ROWS, LENGTH], little) < 0.8 * plain.training_flops([ROWS, LENGTH], little)
 
 
 def test_another_architecture_costs_what_torch_counts(tmp_path, batch):
@@ -73,7 +76,7 @@ def test_another_architecture_costs_what_torch_counts(tmp_path, batch):
 
 def test_frozen_weights_need_no_gradient_of_their_own(folder, batch):
     model = load_model(folder, "transformers", LoraConfig(rank=2, alpha=4, modules=["q_proj", "v_proj"]))
-    full = load_model(folder, "transformers").shape.training_flops([ROWS, LENGTH], batch.num_answer_tokens)
+    full = load_model(folder, "transformers").shape.training_flops([ROWS, LENGTH], batch.num_scored)
     (trained, torch_trained), (read, torch_read) = counts(Learner(model, TuningConfig()), batch)
     assert read == torch_read
     # What the lowest layer is spared, its input being frozen too, is at most its products' input gradients.

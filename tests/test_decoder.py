@@ -45,10 +45,14 @@ def theirs(folder):
     return model
 
 
+def everywhere(tokens):
+    return torch.arange(tokens.shape[-1]).expand_as(tokens)
+
+
 @torch.no_grad()
 def logits(model):
     if isinstance(model, LeanLlama):
-        return model.logits(model.hidden(TOKENS[None]).flatten(1, 2)).view(*TOKENS.shape, -1)
+        return model.logits(TOKENS[None], everywhere(TOKENS[None]))[0]
     return model(TOKENS).logits
 
 
@@ -60,7 +64,7 @@ def test_logits_are_those_of_transformers(folder):
 
 def test_gradients_are_those_of_transformers(folder):
     ours, reference = LeanLlama.load(folder), theirs(folder)
-    ours.logits(ours.hidden(TOKENS[None]).flatten(1, 2)).logsumexp(-1).sum().backward()
+    ours.logits(TOKENS[None], everywhere(TOKENS[None])).logsumexp(-1).sum().backward()
     reference(TOKENS).logits.logsumexp(-1).sum().backward()
     gradient = reference.get_parameter("model.layers.0.self_attn.q_proj.weight").grad
     assert torch.allclose(ours.layers[0].qkv.grad[0, : len(gradient)], gradient, atol=1e-3, rtol=1e-4)
@@ -83,8 +87,8 @@ def test_replicas_have_weights_and_rows_of_their_own(folder):
         for embedding, norm in ((both.embedding[1], both.layers[0].norm_1[1]), (single.embedding, single.layers[0].norm_1)):
             embedding.mul_(1.5)
             norm.mul_(0.5)
-        states = both.hidden(torch.stack([TOKENS, TOKENS.flip(0)]))
-        first, second = both.logits(states[:, :, 4])
+        tokens = torch.stack([TOKENS, TOKENS.flip(0)])
+        first, second = both.logits(tokens, torch.full((2, len(TOKENS), 1), 4))[:, :, 0]
     assert torch.allclose(first, expected, atol=1e-5)
     assert torch.allclose(second, logits(single)[:, 4].flip(0), atol=1e-5)
     assert not torch.allclose(second.flip(0), expected, atol=1e-1)
@@ -93,14 +97,21 @@ def test_replicas_have_weights_and_rows_of_their_own(folder):
 def test_padding_to_the_right_is_not_seen(folder):
     model = LeanLlama.load(folder)
     with torch.no_grad():
-        alone = model.hidden(TOKENS[None, :, :20])
-        padded = model.hidden(torch.cat([TOKENS[None, :, :20], torch.zeros(1, 3, 30, dtype=torch.int64)], 2))
-    assert torch.allclose(alone, padded[:, :, :20], atol=1e-5)
+        short, padded = TOKENS[None, :, :20], torch.cat([TOKENS[None, :, :20], torch.zeros(1, 3, 30, dtype=torch.int64)], 2)
+        assert torch.allclose(model.logits(short, everywhere(short)), model.logits(padded, everywhere(short)), atol=1e-5)
+
+
+def test_only_what_is_asked_for_is_answered(folder):
+    """Another number of places in no order, some of them twice: the last layer is computed there alone."""
+    model, places = LeanLlama.load(folder), torch.tensor([[5, 0, 5], [7, 11, 2], [19, 3, 4]])
+    with torch.no_grad():
+        asked = model.logits(TOKENS[None], places[None])[0]
+    assert torch.allclose(asked, logits(model).take_along_dim(places[..., None], dim=1), atol=1e-5)
 
 
 def test_half_precision_runs_in_half_precision(folder):
     model = LeanLlama.load(folder).to(torch.bfloat16)
-    assert model.hidden(TOKENS[None]).dtype == torch.bfloat16
+    assert logits(model).dtype == torch.bfloat16
     assert torch.allclose(logits(model).float(), logits(LeanLlama.load(folder)), atol=0.6)
 
 

@@ -23,10 +23,10 @@ def test_a_row_by_hand():
     split = encode_split([Example("a b", "c d"), Example("e", "f")], TOKENIZER, max_length=16)
     a, b, c, d, e, f = ids("a b c d e f")
     none = IGNORED
-    assert split.input_ids.tolist() == [[BOS, a, b, c, d, EOS], [BOS, e, f, EOS, PAD, PAD]]
-    # A label is the next token: the loss is on the answer and the end, never on the prompt.
-    assert split.labels.tolist() == [[none, none, c, d, EOS, none], [none, f, EOS, none, none, none]]
-    assert split.lengths.tolist() == [6, 4]
+    assert split.input_ids.tolist() == [[BOS, a, b, c, d], [BOS, e, f, PAD, PAD]]
+    # A label is the next token: the loss is on the answer and the end, never on the prompt. The end itself has no next.
+    assert split.labels.tolist() == [[none, none, c, d, EOS], [none, f, EOS, none, none]]
+    assert split.lengths.tolist() == [5, 3]
 
 
 @given(examples)
@@ -35,7 +35,7 @@ def test_labels_are_the_answer_and_the_end_alone(rows):
     for example, labels, tokens in zip(rows, split.labels, split.input_ids, strict=True):
         places = (labels != IGNORED).nonzero().ravel()
         assert labels[places].tolist() == [*ids(example.response), EOS]
-        assert torch.equal(tokens[places + 1], labels[places])
+        assert torch.equal(tokens[places[1:]], labels[places[:-1]])
 
 
 @given(words, words, st.integers(8, 16))
@@ -43,14 +43,14 @@ def test_a_long_prompt_is_cut_from_the_left_and_the_answer_never(prompt, respons
     split = encode_split([Example(f"{prompt} {prompt} {prompt}", response)], TOKENIZER, max_length)
     answer = [*ids(response), EOS]
     whole = [BOS, *ids(f"{prompt} {prompt} {prompt}"), *answer]
-    assert split.input_ids[0].tolist() == whole[-max_length:]
+    assert [*split.input_ids[0].tolist(), EOS] == whole[-max_length:]
     assert split.labels[0][split.labels[0] != IGNORED].tolist() == answer
 
 
 def test_an_answer_that_does_not_fit_is_the_users_to_mend():
     with pytest.raises(UserError, match=r"tuning.max_length: .* got 4 for an answer of 4 tokens"):
         encode_split([Example("a", "b c d")], TOKENIZER, max_length=4)
-    assert encode_split([Example("a", "b c d")], TOKENIZER, max_length=5).input_ids.shape == (1, 5)
+    assert encode_split([Example("a", "b c d")], TOKENIZER, max_length=5).input_ids.shape == (1, 4)
 
 
 def test_an_answer_or_a_prompt_without_a_token_is_an_error():

@@ -92,8 +92,8 @@ def test_state_and_base_hold_every_replica(base_folder, together, plans):
 def test_one_replica_gone_wrong_is_said_before_any_changes(together, plans, monkeypatch):
     together.begin_task(STEPS)
     before, logits = together.flat.detach().clone(), together.model.logits
-    factor = torch.tensor([1.0, torch.nan, 1.0])[:, None, None]
-    monkeypatch.setattr(together.model, "logits", lambda states: logits(states) * factor)
+    factor = torch.tensor([1.0, torch.nan, 1.0])[:, None, None, None]
+    monkeypatch.setattr(together.model, "logits", lambda *asked: logits(*asked) * factor)
     with pytest.raises(NonFiniteLossError, match="loss became nan at optimizer step 0"):
         together.train_steps([plan[0] for plan in plans])
     assert torch.equal(together.flat, before)

@@ -2,7 +2,7 @@
 
     Source → EncodedSource (one EncodedSplit each for train, buffer, validation, probe, test) → gather → Batch
 
-Rows are prompt + answer + end, right-padded. The loss is on the answer and the end token alone.
+Rows are prompt + answer, right-padded; the loss is on the answer and the end token alone, which is predicted and never read.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class Batch:
     def num_answer_tokens(self) -> int:
         """Positions the loss is taken on."""
         return int((self.labels != IGNORED).sum())
+
+    @property
+    def num_scored(self) -> int:
+        """Positions that logits are computed at: as many in every row as the longest answer has tokens."""
+        return _num_scored(self.labels)
 
 
 @dataclass(frozen=True)
@@ -93,14 +98,14 @@ def encode_split(examples: Sequence[Example], tokenizer: Any, max_length: int) -
                 f"tokens ({example.response[:60]!r}); raise it or drop the row"
             )
         rows.append((prompt[-room:], answer))
-    width = max((len(p) + len(a) for p, a in rows), default=1)
+    width = max((len(p) + len(a) - 1 for p, a in rows), default=1)
     input_ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
     for index, (prompt, answer) in enumerate(rows):
-        start, end = len(prompt), len(prompt) + len(answer)
-        input_ids[index, :end] = torch.tensor(prompt + answer)
-        labels[index, start - 1 : end - 1] = torch.tensor(answer)
-    return EncodedSplit(input_ids, labels, torch.tensor([len(p) + len(a) for p, a in rows], dtype=torch.int64))
+        start, end = len(prompt) - 1, len(prompt) + len(answer) - 1
+        input_ids[index, :end] = torch.tensor([*prompt, *answer[:-1]])
+        labels[index, start:end] = torch.tensor(answer)
+    return EncodedSplit(input_ids, labels, torch.tensor([len(p) + len(a) - 1 for p, a in rows], dtype=torch.int64))
 
 
 def prompt_ids(prompt: str, tokenizer: Any) -> list[int]:
@@ -175,6 +180,12 @@ def _widened(rows: Tensor, width: int, value: int) -> Tensor:
 
 
 def stacked_shape(splits: Sequence[EncodedSplit]) -> tuple[tuple[int, int], int]:
-    """Rows and width of `stack(splits)`, and its answer positions; nothing is stacked."""
+    """Rows and width of `stack(splits)`, and its `num_scored`; nothing is stacked."""
     width = max(split.input_ids.shape[1] for split in splits)
-    return (sum(map(len, splits)), width), sum(int((split.labels != IGNORED).sum()) for split in splits)
+    num_rows = sum(map(len, splits))
+    longest = max(_num_scored(split.labels) // len(split) for split in splits)
+    return (num_rows, width), num_rows * longest
+
+
+def _num_scored(labels: Tensor) -> int:
+    return len(labels) * int((labels != IGNORED).sum(1).max())

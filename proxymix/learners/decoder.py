@@ -1,15 +1,16 @@
 """A Llama decoder with no weight on it: loads and saves ordinary Hugging Face folders, equal to transformers' to 1e-5 in fp32.
 
-    input_ids [replicas, rows, length] → hidden [replicas, rows, length, width] → logits where asked
+    input_ids [replicas, rows, length], places [replicas, rows, asked] → logits [replicas, rows, asked, vocabulary]
 
-Tiny models spend their time in Python and kernel launches, not in arithmetic. This one fuses q/k/v and gate/up, needs no
-attention mask (right padding cannot be seen by a causal model's earlier positions), and can hold many replicas, each with weights
-of its own, that go through every operation together.
+Tiny models spend their time in Python and kernel launches, not in arithmetic. This one fuses q/k/v and gate/up, needs no padding
+mask (right padding cannot be seen by a causal model's earlier positions), computes the last layer's queries and MLP only where the next
+token is asked for, and can hold many replicas, each with weights of its own, that go through every operation together.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,37 @@ class Layer(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(num_replicas, 2 * inner, width))
         self.down = nn.Parameter(torch.empty(num_replicas, width, inner))
         self.epsilon = config.get("rms_norm_eps", 1e-6)
+        self.grouped = self.num_key_heads != self.num_heads
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """`[replicas, rows · length, width]` to the same; the length is that of the rotation."""
-        length = len(cosine)
         qkv = torch.bmm(rms_norm(x, self.norm_1, self.epsilon), self.qkv.mT)
-        heads = qkv.view(-1, length, self.num_heads + 2 * self.num_key_heads, self.head_size).transpose(
-            1, 2
-        )  # [replicas · rows, heads, length, size]
-        rotated, value = torch.split(heads, [self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
-        first, second = rotated.chunk(2, dim=-1)
-        rotated = rotated * cosine + torch.cat((-second, first), dim=-1) * sine
-        query, key = torch.split(rotated, [self.num_heads, self.num_key_heads], dim=1)
-        grouped = self.num_key_heads != self.num_heads
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped).transpose(1, 2)
-        x = torch.baddbmm(x, attended.reshape(*x.shape[:2], -1), self.out.mT)
+        rotated, value = torch.split(self._heads(qkv, len(cosine)), [self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
+        query, key = torch.split(rotate(rotated, cosine, sine), [self.num_heads, self.num_key_heads], dim=1)
+        return self._after(x, F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped))
+
+    def forward_at(self, x: Tensor, cosine: Tensor, sine: Tensor, places: Tensor) -> Tensor:
+        """As `forward`, but only the states at `places`, `[replicas, rows, asked]`: `[replicas, rows · asked, width]`."""
+        replicas, rows, asked = places.shape
+        length, edge = len(cosine), self.num_heads * self.head_size
+        normed = rms_norm(x, self.norm_1, self.epsilon)
+        starts = torch.arange(0, replicas * rows * length, length, device=x.device).view(replicas, rows, 1)
+        index = (places + starts).flatten()
+        x, chosen = (states.flatten(0, 1).index_select(0, index).view(replicas, rows * asked, -1) for states in (x, normed))
+        key, value = self._heads(torch.bmm(normed, self.qkv[:, edge:].mT), length).chunk(2, dim=1)
+        columns = places.view(-1, 1, asked)
+        query = rotate(self._heads(torch.bmm(chosen, self.qkv[:, :edge].mT), asked), cosine[columns], sine[columns])
+        visible = torch.arange(length, device=x.device) <= columns[..., None]  # [replicas · rows, 1, asked, length]
+        key = rotate(key, cosine, sine)
+        return self._after(x, F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=self.grouped))
+
+    def _heads(self, states: Tensor, length: int) -> Tensor:
+        """`[replicas, rows · length, heads · size]` to `[replicas · rows, heads, length, size]`."""
+        return states.view(-1, length, states.shape[-1] // self.head_size, self.head_size).transpose(1, 2)
+
+    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual, output projection and MLP."""
+        x = torch.baddbmm(x, attended.transpose(1, 2).reshape(*x.shape[:2], -1), self.out.mT)
         gate, up = torch.bmm(rms_norm(x, self.norm_2, self.epsilon), self.gate_up.mT).chunk(2, dim=-1)
         return torch.baddbmm(x, F.silu(gate) * up, self.down.mT)
 
@@ -62,8 +79,14 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], None, epsilon) * weight[:, None]
 
 
+def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary positions, `[…, positions, size]`."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
 class LeanLlama(nn.Module):
-    """Causal language models of one shape: `hidden` gives states, `logits` scores only the positions it is asked for."""
+    """Causal language models of one shape, each a replica with weights of its own."""
 
     def __init__(self, config: dict[str, Any], num_replicas: int = 1) -> None:
         """Args: `config` is the content of a Llama `config.json`; `num_replicas` models have weights of their own."""
@@ -76,27 +99,36 @@ class LeanLlama(nn.Module):
         self.head = None if config.get("tie_word_embeddings") else nn.Parameter(torch.empty_like(self.embedding))
         self._rotary: tuple[Tensor, Tensor] | None = None
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Final normalised states, `[replicas, rows, length, width]`, of right-padded `input_ids` `[replicas, rows, length]`."""
-        replicas, rows, length = input_ids.shape
+    def logits(self, input_ids: Tensor, places: Tensor) -> Tensor:
+        """Scores of the token after each of `places`.
+
+        Args:
+            input_ids: right-padded, `[replicas, rows, length]`.
+            places: positions in their row, `[replicas, rows, asked]`.
+
+        Returns:
+            `[replicas, rows, asked, vocabulary]`.
+        """
+        replicas, _, length = input_ids.shape
         _, vocabulary, width = self.embedding.shape
         offsets = torch.arange(0, replicas * vocabulary, vocabulary, device=input_ids.device)[:, None, None]
         x = F.embedding((input_ids + offsets).view(replicas, -1), self.embedding.reshape(-1, width))
         cosine, sine = (table.to(x.dtype) for table in self._rotation(length, input_ids.device))
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, cosine, sine)
-        return rms_norm(x, self.norm, self.config.get("rms_norm_eps", 1e-6)).view(replicas, rows, length, width)
-
-    def logits(self, states: Tensor) -> Tensor:
-        """`[replicas, num_positions, width]` to `[replicas, num_positions, vocabulary]`."""
-        return torch.bmm(states, (self.embedding if self.head is None else self.head).mT)
+        x = rms_norm(self.layers[-1].forward_at(x, cosine, sine, places), self.norm, self.config.get("rms_norm_eps", 1e-6))
+        return torch.bmm(x, (self.embedding if self.head is None else self.head).mT).view(*places.shape, -1)
 
     @property
     def shape(self) -> ModelShape:
         """What the cost of one replica depends on."""
-        matrices = [p[0] for layer in self.layers for p in layer.parameters() if p.ndim == 3]
+        *layers, last = self.layers
+        body, every = ([p[0] for layer in part for p in layer.parameters() if p.ndim == 3] for part in (layers, self.layers))
+        keys = last.qkv[0, last.num_heads * last.head_size :]
+        body, attention = [*body, keys], last.num_heads * last.head_size
+        tail = sum(p.numel() for p in every) - sum(p.numel() for p in body)
         head = self.embedding if self.head is None else self.head
-        return ModelShape.of(matrices, head[0], sum(layer.num_heads * layer.head_size for layer in self.layers))
+        return replace(ModelShape.of(body, head[0], attention * len(layers)), tail=tail, tail_attention=attention)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fresh weights, normal with the config's `initializer_range`; norms stay 1."""

@@ -68,7 +68,7 @@ class Learner:
         # The divisor is the global one, so that summing the ranks' gradients is the one-worker gradient.
         num_answer_tokens = (batch.labels != IGNORED).sum((1, 2)).to(self.flat.device)
         rows = slice(self.rank, None, self.world_size)
-        losses = self._token_losses(Batch(batch.input_ids[:, rows], batch.labels[:, rows]))[0].sum(1) / num_answer_tokens
+        losses = self._token_losses(Batch(batch.input_ids[:, rows], batch.labels[:, rows]))[0].sum((1, 2)) / num_answer_tokens
         gradients = torch.autograd.grad(losses.sum(), self.parameters, materialize_grads=True)
         gradient = torch.cat([part.reshape(len(losses), -1) for part in gradients], dim=1)
         losses = losses.detach()
@@ -139,39 +139,33 @@ class Learner:
         progress = (self.steps_done - warmup) / max(self.num_steps - warmup, 1)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
-    def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of a batch `[replicas, rows, length]`, at answer positions alone (logits are computed nowhere else).
+    def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of a batch `[replicas, rows, length]`, at answer positions alone: each `[replicas, rows, most answer tokens of a row]`.
 
         Returns:
-            Loss (0 where a replica has fewer answer tokens than another), row, label and logits, `[replicas, num_positions, …]`.
+            Loss (0 where a row has fewer), and whether the argmax is right (true there).
         """
-        input_ids, labels = batch.input_ids.to(self.flat.device), batch.labels.to(self.flat.device)
-        replicas, _, length = labels.shape
-        places, labels = answer_places(labels.flatten(1))
-        states = self.model.hidden(input_ids)
-        offsets = torch.arange(0, input_ids.numel(), input_ids[0].numel(), device=places.device)[:, None]
-        scored = states.flatten(0, 2).index_select(0, (places + offsets).flatten()).view(replicas, places.shape[1], -1)
-        scores = self.model.logits(scored).float()
-        losses = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
-        return losses.view(replicas, -1), places // length, labels, scores
+        places, labels = answer_places(batch.labels)
+        input_ids, places, labels = (tensor.to(self.flat.device) for tensor in (batch.input_ids, places, labels))
+        scores = self.model.logits(input_ids, places).float()
+        losses = F.cross_entropy(scores.flatten(0, 2), labels.flatten(), reduction="none", ignore_index=IGNORED).view(labels.shape)
+        with torch.no_grad():
+            return losses, (scores.argmax(-1) == labels) | (labels == IGNORED)
 
     @torch.no_grad()
     def _evaluate(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, tuple[float, Tensor]]]:
         """Loss and exactness of every probe, for every replica."""
         batch, owners = stack(list(probes.values()))
         replicas, num_probes = self.model.num_replicas, len(probes)
-        totals, counts = torch.zeros(replicas, num_probes, dtype=torch.float64), torch.zeros(num_probes, dtype=torch.float64)
-        exact = torch.ones(replicas, len(owners), dtype=torch.bool)
         at_once = max(1, EVALUATION_ROWS // replicas)
+        parts = []
         for start in range(0, len(owners), at_once):
-            part = slice(start, start + at_once)
-            same = Batch(*(rows[part].expand(replicas, -1, -1) for rows in (batch.input_ids, batch.labels)))
-            losses, rows, labels, scores = self._token_losses(same)
-            rows, wrong = start + rows[0].cpu(), (scores.argmax(-1) != labels).cpu()
-            totals.index_add_(1, owners[rows], losses.double().cpu())
-            counts += torch.bincount(owners[rows], minlength=num_probes)
-            for replica in range(replicas):
-                exact[replica, rows[wrong[replica]]] = False
+            rows = (values[start : start + at_once].expand(replicas, -1, -1) for values in (batch.input_ids, batch.labels))
+            losses, right = self._token_losses(Batch(*rows))
+            parts.append((losses.double().sum(-1).cpu(), right.all(-1).cpu()))
+        losses, exact = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))  # [replicas, rows]
+        totals = torch.zeros(replicas, num_probes, dtype=torch.float64).index_add_(1, owners, losses)
+        counts = torch.zeros(num_probes, dtype=torch.float64).index_add_(0, owners, (batch.labels != IGNORED).double().sum(1))
         means, rights = (totals / counts).tolist(), torch.split(exact, [len(probe) for probe in probes.values()], dim=1)
         return [{name: (means[r][i], rights[i][r]) for i, name in enumerate(probes)} for r in range(replicas)]
 
@@ -180,17 +174,16 @@ def answer_places(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Where the answers are.
 
     Args:
-        labels: `[replicas, positions]`, IGNORED outside answers.
+        labels: `[replicas, rows, length]`, IGNORED outside answers.
 
     Returns:
-        Positions and their labels, `[replicas, most answer tokens of any replica]`; the surplus of the others has the label IGNORED.
+        Positions in the row and their labels, `[replicas, rows, most answer tokens of a row]`; the surplus of the other rows is position 0,
+        labelled IGNORED.
     """
     scored = labels != IGNORED
-    if len(labels) == 1:  # The usual case, and several times faster than sorting.
-        places = scored.nonzero()[:, 1][None]
-        return places, labels.gather(1, places)
-    places = (~scored).byte().argsort(dim=1, stable=True)[:, : int(scored.sum(1).max())]
-    return places, labels.gather(1, places)
+    places = (~scored).byte().argsort(dim=-1, stable=True)[..., : int(scored.sum(-1).max())]
+    labels = labels.gather(-1, places)
+    return places.masked_fill(labels == IGNORED, 0), labels
 
 
 def _flatten(parameters: Sequence[nn.Parameter], num_replicas: int) -> nn.Parameter:

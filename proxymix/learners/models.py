@@ -28,12 +28,12 @@ class LanguageModel(Protocol):
         """What its cost depends on."""
         ...
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Final states, `[replicas, rows, length, width]`, of right-padded `[replicas, rows, length]`."""
-        ...
+    def logits(self, input_ids: Tensor, places: Tensor) -> Tensor:
+        """Scores of the token after each of `places` `[replicas, rows, asked]` in right-padded `input_ids` `[replicas, rows, length]`.
 
-    def logits(self, states: Tensor) -> Tensor:
-        """`[replicas, num_positions, width]` to `[replicas, num_positions, vocabulary]`."""
+        Returns:
+            `[replicas, rows, asked, vocabulary]`.
+        """
         ...
 
     def parameters(self) -> Any:
@@ -66,16 +66,13 @@ class TransformersModel(nn.Module):
         self.model = _with_lora(model, lora) if lora else model
         self.lora = lora
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Final states; right padding needs no mask under causal attention."""
+    def logits(self, input_ids: Tensor, places: Tensor) -> Tensor:
+        """The output embeddings' scores at `places`; right padding needs no mask under causal attention."""
         causal = self.model.get_base_model() if self.lora else self.model
         states: Tensor = getattr(causal, causal.base_model_prefix)(input_ids=input_ids[0], use_cache=False).last_hidden_state
-        return states[None]
-
-    def logits(self, states: Tensor) -> Tensor:
-        """The output embeddings' scores."""
-        scores: Tensor = self.model.get_output_embeddings()(states)
-        return scores
+        asked = states.take_along_dim(places[0, :, :, None], dim=1)
+        scores: Tensor = self.model.get_output_embeddings()(asked)
+        return scores[None]
 
     @property
     def shape(self) -> ModelShape:

@@ -146,7 +146,7 @@ def _train(network: LeanLlama, corpus: Sequence[Example], tokenizer: Any, config
         rows = rng.integers(len(split), size=settings.batch_size)
         batch = gather([split], [(0, int(row)) for row in rows])
         learner.train_step(batch)
-        flops += learner.shape.training_flops(batch.input_ids.shape, batch.num_answer_tokens)
+        flops += learner.shape.training_flops(batch.input_ids.shape, batch.num_scored)
         if progress is not None and (index % 20 == 0 or index + 1 == settings.num_steps):
             progress(index + 1, settings.num_steps)
     return flops
