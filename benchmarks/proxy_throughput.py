@@ -25,7 +25,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -215,10 +214,10 @@ class _InOrder(Trainer):  # type: ignore[misc]
 
 
 def _examples(batch: Batch) -> list[dict[str, list[int]]]:
-    """Rows without padding; labels as transformers wants them: at their own position, which it shifts."""
-    labels = F.pad(batch.labels, (1, 0), value=IGNORED)  # An answer ends its row.
-    ends = (labels != IGNORED).int().cumsum(1).argmax(1) + 1
-    return [{"input_ids": ids[:end].tolist(), "labels": own[:end].tolist()} for ids, own, end in zip(batch.input_ids, labels, ends, strict=True)]
+    """Rows without padding, with the end token; labels as transformers wants them: at their own position, which it shifts."""
+    ends = ((batch.labels != IGNORED) * torch.arange(1, batch.labels.shape[1] + 1)).amax(1)
+    rows = zip(batch.input_ids.tolist(), batch.labels.tolist(), ends.tolist(), strict=True)
+    return [{"input_ids": [*ids[:end], labels[end - 1]], "labels": [IGNORED, *labels[:end]]} for ids, labels, end in rows]
 
 
 def gemm_rate(seconds: float = 0.3) -> float:
