@@ -106,8 +106,11 @@ class ResourcesConfig(Strict):
 
 PROXYMIX = "proxymix"
 """The method that asks the learnt controller."""
-Method = Annotated[str, Field(pattern=rf"^({PROXYMIX}|no_replay|random_(100|\d{{1,2}}(\.\d+)?)|ramp_\d+(\.\d+)?)$")]
-"""`proxymix`, `no_replay`, `random_<percent>` or `ramp_<c>`."""
+_NUMBER = r"\d+(\.\d+)?"
+_SHARES = r"(random|proportional|loss_slope)_(100|\d{1,2}(\.\d+)?)"
+Method = Annotated[str, Field(pattern=rf"^({PROXYMIX}|no_replay|{_SHARES}|ramp_{_NUMBER}|saturation(_{_NUMBER})?)$")]
+"""`proxymix`, or what `proxymix.controllers.baselines.baseline` knows: `no_replay`, `random_<percent>`, `ramp_<c>`, `proportional_<percent>`,
+`loss_slope_<percent>`, `saturation`, `saturation_<nats>`."""
 
 
 class Config(Strict):

@@ -1,10 +1,13 @@
-"""Feedback-free controllers: the rows every learnt controller must beat, and the declared fallback."""
+"""Controllers by name: what a learnt one must beat, as far as a number says all of it; and the declared fallback."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from proxymix.controllers.loss_rules import loss_slope, proportional, saturation
+from proxymix.controllers.rule import checked_share, split_decision
 from proxymix.errors import UserError
 from proxymix.types import Controller, Decision, StageBoundary
 
@@ -14,11 +17,7 @@ def uniform_decision(name: str, boundary: StageBoundary, replay_share: float) ->
 
     With nothing to replay the current task gets everything.
     """
-    replayable = [source.name for source in boundary.sources if source.role != "current"]
-    share = replay_share if replayable else 0.0
-    weights = {source: share / len(replayable) for source in replayable}
-    weights[boundary.current.name] = 1.0 - share
-    return Decision(weights={source.name: weights[source.name] for source in boundary.sources}, controller=name)
+    return split_decision(name, boundary, replay_share, {})
 
 
 class UniformReplay:
@@ -26,9 +25,7 @@ class UniformReplay:
 
     def __init__(self, replay_share: float, name: str | None = None) -> None:
         """Args: `replay_share` in [0, 1]; `name` as it stands in tables."""
-        if not 0.0 <= replay_share <= 1.0:
-            raise ValueError(f"replay_share must be in [0, 1], got {replay_share}")
-        self.replay_share = replay_share
+        self.replay_share = checked_share(replay_share)
         self.name = name or (f"random_{100 * replay_share:g}" if replay_share else "no_replay")
 
     def decide(self, boundary: StageBoundary) -> Decision:
@@ -52,6 +49,16 @@ class Ramp:
         return uniform_decision(self.name, boundary, replayable / (replayable + self.constant))
 
 
+OF_A_SHARE: Mapping[str, Callable[[float, str], Controller]] = {
+    "random": UniformReplay,
+    "proportional": proportional,
+    "loss_slope": loss_slope,
+}
+"""Called with a replay share in [0, 1] and a name."""
+OF_A_CONSTANT: Mapping[str, Callable[[float, str], Controller]] = {"ramp": Ramp, "saturation": saturation}
+"""Called with a positive constant and a name."""
+
+
 class DeclaredFallback:
     """The mixture declared for when the learnt controller must not be used; every decision says why."""
 
@@ -64,18 +71,31 @@ class DeclaredFallback:
         return replace(self.fallback.decide(boundary), fallback=self.reason)
 
 
+def kind_and_number(method: str) -> tuple[str, float]:
+    """`loss_slope_30` is ("loss_slope", 30.0); -1 where the last word is no plain number."""
+    kind, _, number = method.rpartition("_")
+    return kind, float(number) if re.fullmatch(r"\d+(\.\d+)?", number) else -1.0
+
+
 def baseline(method: str) -> Controller:
-    """The controller a table row names: `no_replay`, `random_<percent>`, `ramp_<c>`.
+    """The controller a table row names, of those that need a number at most.
+
+    `no_replay`, `random_<percent>`, `ramp_<c>`, `proportional_<percent>`, `loss_slope_<percent>`, `saturation`, `saturation_<nats>`.
+    Those that need data, a model or a search's result are built by `proxymix.controllers.rivals.rival`.
 
     Raises:
         UserError: no such method.
     """
     if method == "no_replay":
         return UniformReplay(0.0)
-    kind, _, number = method.partition("_")
-    value = float(number) if re.fullmatch(r"\d+(\.\d+)?", number) else -1.0
-    if kind == "random" and 0 <= value <= 100:
-        return UniformReplay(value / 100, method)
-    if kind == "ramp" and value > 0:
-        return Ramp(value, method)
-    raise UserError(f"methods: must be proxymix, no_replay, random_<0..100> or ramp_<c>0>, got {method!r}")
+    if method == "saturation":
+        return saturation(name=method)
+    kind, value = kind_and_number(method)
+    if kind in OF_A_SHARE and 0 <= value <= 100:
+        return OF_A_SHARE[kind](value / 100, method)
+    if kind in OF_A_CONSTANT and value > 0:
+        return OF_A_CONSTANT[kind](value, method)
+    raise UserError(
+        "methods: must be proxymix, no_replay, random_<0..100>, ramp_<c>0>, proportional_<0..100>, loss_slope_<0..100>, "
+        f"saturation or saturation_<nats>0>, got {method!r}"
+    )

@@ -119,6 +119,10 @@ class LeanLlama(nn.Module):
         x = rms_norm(self.layers[-1].forward_at(x, cosine, sine, places), self.norm, self.config.get("rms_norm_eps", 1e-6))
         return torch.bmm(x, (self.embedding if self.head is None else self.head).mT).view(*places.shape, -1)
 
+    def token_embeddings(self) -> Tensor:
+        """The lookup table of the first replica's input, `[vocabulary, width]`."""
+        return self.embedding[0]
+
     @property
     def shape(self) -> ModelShape:
         """What the cost of one replica depends on."""

@@ -69,8 +69,7 @@ class Learner:
         num_answer_tokens = (batch.labels != IGNORED).sum((1, 2)).to(self.flat.device)
         rows = slice(self.rank, None, self.world_size)
         losses = self._token_losses(Batch(batch.input_ids[:, rows], batch.labels[:, rows]))[0].sum((1, 2)) / num_answer_tokens
-        gradients = torch.autograd.grad(losses.sum(), self.parameters, materialize_grads=True)
-        gradient = torch.cat([part.reshape(len(losses), -1) for part in gradients], dim=1)
+        gradient = self._gradient(self.objective(losses))
         losses = losses.detach()
         if self.reduce is not None:
             self.reduce(gradient)
@@ -106,6 +105,29 @@ class Learner:
         """`accuracies` of every replica on the same probes."""
         return [{name: right for name, (_, right) in read.items()} for read in self._evaluate(probes)]
 
+    def objective(self, losses: Tensor) -> Tensor:
+        """What a step descends, of this rank's parts of the replicas' losses `[num_replicas]`: their sum, and no more."""
+        return losses.sum()
+
+    def gradient(self, split: EncodedSplit) -> Tensor:
+        """Of the mean loss on all rows of `split`, `[num_tuned_weights]`, on this rank alone; no weight changes. For a learner of one replica."""
+        total = torch.zeros_like(self.flat)
+        num_answer_tokens = split.batch().num_answer_tokens
+        for start in range(0, len(split), self.tuning.batch_size):  # No more rows at a time than a step has, so no more memory.
+            rows = slice(start, start + self.tuning.batch_size)
+            losses = self._token_losses(Batch(split.input_ids[None, rows], split.labels[None, rows]))[0]
+            total += self._gradient(losses.sum() / num_answer_tokens)
+        return total[0]
+
+    def base_token_embeddings(self) -> Tensor:
+        """What the base model reads tokens with, a copy, `[vocabulary, width]`; the weights of now stay as they are, to the bit."""
+        tuned = self.flat.detach().clone()
+        with torch.no_grad():
+            self.flat.copy_(self.base)
+            table = self.model.token_embeddings().clone()
+            self.flat.copy_(tuned)
+        return table
+
     def restore_base(self) -> None:
         """Back to the weights the learner was built with; no file is read."""
         with torch.no_grad():
@@ -130,6 +152,11 @@ class Learner:
         }
         if moments:
             self.optimizer.state[self.flat] = moments
+
+    def _gradient(self, objective: Tensor) -> Tensor:
+        """Of `objective` by the tuned parameters, `[num_replicas, num_tuned_weights]`."""
+        parts = torch.autograd.grad(objective, self.parameters, materialize_grads=True)
+        return torch.cat([part.reshape(len(self.flat), -1) for part in parts], dim=1)
 
     def _schedule(self) -> float:
         """Linear warm-up, then cosine to a tenth."""

@@ -36,6 +36,10 @@ class LanguageModel(Protocol):
         """
         ...
 
+    def token_embeddings(self) -> Tensor:
+        """The lookup table of the input, of the first replica, `[vocabulary, width]`."""
+        ...
+
     def parameters(self) -> Any:
         """Every parameter; the ones to tune have `requires_grad`."""
         ...
@@ -73,6 +77,11 @@ class TransformersModel(nn.Module):
         asked = states.take_along_dim(places[0, :, :, None], dim=1)
         scores: Tensor = self.model.get_output_embeddings()(asked)
         return scores[None]
+
+    def token_embeddings(self) -> Tensor:
+        """The input embeddings' table."""
+        table: Tensor = self.model.get_input_embeddings().weight
+        return table
 
     @property
     def shape(self) -> ModelShape:

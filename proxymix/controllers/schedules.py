@@ -1,0 +1,82 @@
+"""Rivals without feedback: a share for every place in the sequence, and one mixture for all of it.
+
+shares [task][stage] → schedule → Rule       weights per source → static_mixture → Rule
+records of several runs → mean_shares        (a learnt controller's own schedule, to be replayed open-loop)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from proxymix.controllers.rule import Rule, checked_share, evenly
+from proxymix.errors import UserError
+from proxymix.types import StageBoundary, StageRecord
+
+Shares = Sequence[Sequence[float]]
+"""Replay shares in [0, 1], `[num_tasks][num_stages]`."""
+
+
+def schedule(shares: Shares, name: str = "schedule") -> Rule:
+    """The share that stands at the run's place, uniform over sources.
+
+    In a longer run, tasks beyond the last scheduled one are treated like it. A task of another number of stages is read at the same
+    fraction of the task: stage s of n takes the entry ⌊s · scheduled / n⌋.
+
+    Args:
+        shares: one row a task, none empty.
+        name: as it stands in tables.
+
+    Raises:
+        ValueError: it is empty, or a share is outside [0, 1].
+    """
+    rows = [[checked_share(float(value)) for value in row] for row in shares]
+    if not rows or not all(rows):
+        raise ValueError(f"shares must have a row for every task and a number for every stage, got {rows}")
+
+    def share(boundary: StageBoundary) -> float:
+        row = rows[min(boundary.task_index, len(rows) - 1)]
+        return row[boundary.stage_index * len(row) // boundary.num_stages]
+
+    return Rule(name, share, evenly)
+
+
+def mean_shares(records: Sequence[StageRecord]) -> list[list[float]]:
+    """The mean replay share decided at every (task, stage), over the records of whole runs of one number of stages; runs may differ in length.
+
+    Raises:
+        ValueError: there are no records, or a place up to the last has none.
+    """
+    found: dict[tuple[int, int], list[float]] = {}
+    for record in records:
+        found.setdefault((record.boundary.task_index, record.boundary.stage_index), []).append(record.replay_share)
+    num_tasks, num_stages = (1 + max((place[i] for place in found), default=-1) for i in (0, 1))
+    if not found or len(found) < num_tasks * num_stages:
+        raise ValueError(f"records must tell of every stage of every task, got {sorted(found)}; pass whole runs")
+    return [[float(np.mean(found[task, stage])) for stage in range(num_stages)] for task in range(num_tasks)]
+
+
+def static_mixture(weights: Mapping[str, float], name: str = "doremi") -> Rule:
+    """One mixture for the whole run, renormalised over what is visible; the current task is one source among the others.
+
+    What learnt `weights` has seen every domain, later ones too (`proxymix.doremi`): a row to be marked so.
+
+    Args:
+        weights: per source, non-negative; a name that is not visible yet changes nothing but the scale.
+        name: as it stands in tables.
+
+    Raises:
+        ValueError: a weight is negative or not finite. At a decision UserError: a visible source has no weight.
+    """
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+        raise ValueError(f"weights must be finite and at least 0, got {dict(weights)}")
+
+    def share(boundary: StageBoundary) -> float:
+        if missing := [source for source in boundary.names if source not in weights]:
+            raise UserError(f"{name}: the mixture must have a weight for {missing}, got {sorted(weights)}; learn it on this sequence's domains")
+        total = sum(weights[source] for source in boundary.names)
+        return 1.0 - weights[boundary.current.name] / total if total > 0 else 1.0 - 1.0 / len(boundary.sources)
+
+    return Rule(name, share, lambda boundary: weights)
