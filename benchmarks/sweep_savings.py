@@ -19,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from dataclasses import replace
 
+import numpy as np
+from scipy.stats import bootstrap
+
 from cluster.pilots import pretrain_bases
 from cluster.reference_runs import with_references
 from cluster.session import ray_session
@@ -53,7 +56,11 @@ def main() -> None:
             plans[scheduler] = replace(plan, config=plan.config.model_copy(update={"sweep": sweep}), tune_folder=f"tune-{scheduler}")
         asha, full = (summary(run_sweep(plans[scheduler])) for scheduler in ("asha", "none"))
     ratios = {f"{key}_ratio": round(full[key] / asha[key], 3) for key in ("episodes", "flops")}
-    difference = round(asha["best_score"] - full["best_score"], 5)
+    # Of the two winners on the same validation cases.
+    differences = np.subtract(asha.pop("best_scores"), full.pop("best_scores"))
+    equal = not differences.any()
+    interval = [0.0, 0.0] if equal else list(bootstrap((differences,), np.mean, rng=np.random.default_rng(0)).confidence_interval)
+    difference = {"mean": round(float(differences.mean()), 5), "interval_95": [round(float(end), 5) for end in interval]}
     print(json.dumps({"trials": config.sweep.num_trials, "asha": asha, "full": full, **ratios, "best_score_difference": difference}))
 
 
@@ -75,6 +82,7 @@ def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
         "episodes": sum(end["episodes"] for end in ends),
         "flops": sum(rung["flops"] for trial in trials for rung in trial["rungs"]),
         "best": best["trial"],
+        "best_scores": best["rungs"][-1]["validation_scores"],
         "best_score": round(best["rungs"][-1]["validation_score"], 5),
         "scores": {trial["trial"]: [round(rung["validation_score"], 4) for rung in trial["rungs"]] for trial in trials},
     }
