@@ -154,7 +154,7 @@ def test_the_loss_is_per_answer_token_and_blind_to_padding(learner, batches):
     batch = batches[0]
     wider = Batch(F.pad(batch.input_ids, (0, 9), value=3), F.pad(batch.labels, (0, 9), value=IGNORED))
     with torch.no_grad():
-        plain, padded = (learner._token_losses(side_by_side([b]))[0] for b in (batch, wider))
+        plain, padded = (learner._token_losses(side_by_side([b])) for b in (batch, wider))
     assert plain.numel() == batch.num_scored
     assert plain.count_nonzero() == batch.num_answer_tokens
     assert torch.allclose(plain, padded, atol=1e-5)

@@ -135,25 +135,26 @@ def gather(splits: Sequence[EncodedSplit], places: Sequence[tuple[int, int]]) ->
 
 def gather_many(splits: Sequence[EncodedSplit], plan: Sequence[Sequence[tuple[int, int]]]) -> list[Batch]:
     """`gather` for every batch of a `plan`, with one copy from each split for all of them."""
-    located = torch.tensor([place for places in plan for place in places], dtype=torch.int64).view(-1, 2)
-    owners, rows = located.T
-    used = owners.unique().tolist()
-    lengths = torch.empty(len(located), dtype=torch.int64)
-    for split in used:
-        chosen = owners == split
-        lengths[chosen] = splits[split].lengths[rows[chosen]]
+    rows_of: dict[int, list[int]] = {}
+    order: dict[int, list[int]] = {}  # Where in the plan those rows belong.
+    for place, (split, row) in enumerate(place for places in plan for place in places):
+        rows_of.setdefault(split, []).append(row)
+        order.setdefault(split, []).append(place)
+    indices = {split: torch.tensor(rows) for split, rows in rows_of.items()}
+    back = torch.tensor([place for places in order.values() for place in places]).argsort()
+    lengths = torch.cat([splits[split].lengths.index_select(0, index) for split, index in indices.items()])
     width = int(lengths.max())
-    input_ids = torch.zeros((len(located), width), dtype=torch.int64)
-    labels = torch.full((len(located), width), IGNORED, dtype=torch.int64)
-    for split in used:
-        targets = (owners == split).nonzero().ravel()
-        own = min(width, splits[split].input_ids.shape[1])
-        input_ids[targets, :own] = splits[split].input_ids[rows[targets], :own]
-        labels[targets, :own] = splits[split].labels[rows[targets], :own]
+    input_ids, labels = (
+        torch.cat([_widened(rows.index_select(0, indices[split])[:, :width], width, value) for split, rows in parts]).index_select(0, back)
+        for parts, value in (
+            ([(split, splits[split].input_ids) for split in indices], 0),
+            ([(split, splits[split].labels) for split in indices], IGNORED),
+        )
+    )
     sizes = [len(places) for places in plan]
-    longest = [int(part.max()) for part in torch.split(lengths, sizes)]
-    parts = zip(torch.split(input_ids, sizes), torch.split(labels, sizes), longest, strict=True)
-    return [Batch(ids[:, :length], targets[:, :length]) for ids, targets, length in parts]
+    longest = [int(part.max()) for part in torch.split(lengths.index_select(0, back), sizes)]
+    batches = zip(torch.split(input_ids, sizes), torch.split(labels, sizes), longest, strict=True)
+    return [Batch(ids[:, :length], targets[:, :length]) for ids, targets, length in batches]
 
 
 def side_by_side(batches: Sequence[Batch]) -> Batch:

@@ -68,7 +68,7 @@ class Learner:
         # The divisor is the global one, so that summing the ranks' gradients is the one-worker gradient.
         num_answer_tokens = (batch.labels != IGNORED).sum((1, 2)).to(self.flat.device)
         rows = slice(self.rank, None, self.world_size)
-        losses = self._token_losses(Batch(batch.input_ids[:, rows], batch.labels[:, rows]))[0].sum((1, 2)) / num_answer_tokens
+        losses = self._token_losses(Batch(batch.input_ids[:, rows], batch.labels[:, rows])).sum((1, 2)) / num_answer_tokens
         gradient = self._gradient(self.objective(losses))
         losses = losses.detach()
         if self.reduce is not None:
@@ -115,7 +115,7 @@ class Learner:
         num_answer_tokens = split.batch().num_answer_tokens
         for start in range(0, len(split), self.tuning.batch_size):  # No more rows at a time than a step has, so no more memory.
             rows = slice(start, start + self.tuning.batch_size)
-            losses = self._token_losses(Batch(split.input_ids[None, rows], split.labels[None, rows]))[0]
+            losses = self._token_losses(Batch(split.input_ids[None, rows], split.labels[None, rows]))
             total += self._gradient(losses.sum() / num_answer_tokens)
         return total[0]
 
@@ -166,18 +166,15 @@ class Learner:
         progress = (self.steps_done - warmup) / max(self.num_steps - warmup, 1)
         return 0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
-    def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Of a batch `[replicas, rows, length]`, at answer positions alone: each `[replicas, rows, most answer tokens of a row]`.
-
-        Returns:
-            Loss (0 where a row has fewer), and whether the argmax is right (true there).
-        """
+    def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores of the vocabulary and labels at answer positions alone, `[replicas, rows, most answer tokens of a row, …]`."""
         places, labels = answer_places(batch.labels)
         input_ids, places, labels = (tensor.to(self.flat.device) for tensor in (batch.input_ids, places, labels))
-        scores = self.model.logits(input_ids, places).float()
-        losses = F.cross_entropy(scores.flatten(0, 2), labels.flatten(), reduction="none", ignore_index=IGNORED).view(labels.shape)
-        with torch.no_grad():
-            return losses, (scores.argmax(-1) == labels) | (labels == IGNORED)
+        return self.model.logits(input_ids, places).float(), labels
+
+    def _token_losses(self, batch: Batch) -> Tensor:
+        """Loss at each answer position of `[replicas, rows, length]`; 0 where a row has fewer than another."""
+        return token_losses(*self._answers(batch))
 
     @torch.no_grad()
     def _evaluate(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, tuple[float, Tensor]]]:
@@ -188,13 +185,19 @@ class Learner:
         parts = []
         for start in range(0, len(owners), at_once):
             rows = (values[start : start + at_once].expand(replicas, -1, -1) for values in (batch.input_ids, batch.labels))
-            losses, right = self._token_losses(Batch(*rows))
-            parts.append((losses.double().sum(-1).cpu(), right.all(-1).cpu()))
+            scores, labels = self._answers(Batch(*rows))
+            right = (scores.argmax(-1) == labels) | (labels == IGNORED)
+            parts.append((token_losses(scores, labels).double().sum(-1).cpu(), right.all(-1).cpu()))
         losses, exact = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))  # [replicas, rows]
         totals = torch.zeros(replicas, num_probes, dtype=torch.float64).index_add_(1, owners, losses)
         counts = torch.zeros(num_probes, dtype=torch.float64).index_add_(0, owners, (batch.labels != IGNORED).double().sum(1))
         means, rights = (totals / counts).tolist(), torch.split(exact, [len(probe) for probe in probes.values()], dim=1)
         return [{name: (means[r][i], rights[i][r]) for i, name in enumerate(probes)} for r in range(replicas)]
+
+
+def token_losses(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, nats, `[…]` for `scores` `[…, vocabulary]`; 0 where the label is IGNORED."""
+    return F.cross_entropy(scores.flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED).view(labels.shape)
 
 
 def answer_places(labels: Tensor) -> tuple[Tensor, Tensor]:
