@@ -14,7 +14,20 @@ from proxymix.cases import Case
 from proxymix.config import Config, ModelConfig
 from proxymix.data.fingerprints import code_hash, content_key, file_facts, source_facts
 
-CODE = ("data", "learners", "controllers/baselines.py", "cases.py", "continual.py", "cost.py", "metrics.py", "mixture.py", "reward.py")
+CODE = (
+    "data",
+    "learners",
+    "controllers",
+    "evaluation/exactness.py",
+    "observation.py",
+    "probing.py",
+    "cases.py",
+    "continual.py",
+    "cost.py",
+    "metrics.py",
+    "mixture.py",
+    "reward.py",
+)
 """What a run's numbers are computed by."""
 
 

@@ -273,7 +273,7 @@ def algorithm_config(config: Config) -> PPOConfig:
             delay_between_env_runner_restarts_s=0.0,
             env_runner_health_probe_timeout_s=60.0,
         )
-        .rl_module(rl_module_spec=module_spec(controller, config.seed))
+        .rl_module(rl_module_spec=module_spec(controller, config.training_seed))
         .training(
             lr=controller.learning_rate,
             gamma=ppo.discount,
@@ -291,5 +291,5 @@ def algorithm_config(config: Config) -> PPOConfig:
             shuffle_batch_per_epoch=ppo.minibatch_size is not None,
             train_batch_size_per_learner=batch_size,
         )
-        .debugging(log_level="ERROR", seed=config.seed)
+        .debugging(log_level="ERROR", seed=config.training_seed)
     )

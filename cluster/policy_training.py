@@ -155,7 +155,7 @@ def freeze_controller(config: Config, result: TrainingResult, training_flops: in
     cost = result.cost
     facts = {
         "training": {"sequences": [[task.label for task in case.tasks] for case in result.cases], "sources": _sources(result.cases)},
-        "seed": config.seed,
+        "seed": config.training_seed,
         "versions": {name: importlib.metadata.version(name) for name in ("proxymix", "ray", "torch", "numpy")},
         "training_cost": cost,
         "training_flops": training_flops,
@@ -166,7 +166,7 @@ def freeze_controller(config: Config, result: TrainingResult, training_flops: in
 def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iteration: int) -> Row:
     """One iteration, as a row of the learning curve."""
     case_index = iteration % len(cases)
-    seeds = tuple((config.seed, iteration, episode) for episode in range(config.controller.episodes_per_iteration))
+    seeds = tuple((config.training_seed, iteration, episode) for episode in range(config.controller.episodes_per_iteration))
     algorithm.plan = EpisodePlan(iteration, case_index, seeds, config.group_size)
     algorithm.train()
     outcome, case = algorithm.outcome, cases[case_index]

@@ -26,7 +26,7 @@ def sweep_controller(run: Run, proxy_base: str, held_out: list[Case]) -> dict[st
     """The finished sweep, as `sweep/trials.json` holds it; goes on where an earlier call stopped."""
     config, folder = run.config, run.folder / "sweep"
     write_json(folder / "settings.json", config.sweep.model_dump(mode="json"))
-    cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.seed)
+    cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.training_seed)
     with run.phase("sweep_controller"):
         with run.progress("reference runs") as update:
             referenced = with_references(_paired(config), proxy_base, [*cases, *held_out], run.account, update)

@@ -17,7 +17,7 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
     """The frozen controller of the run, learnt now unless it is there already."""
     config, folder = run.config, run.folder / "controller"
     if not (folder / "controller.json").exists():
-        cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.seed)
+        cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.training_seed)
         with run.phase("train_controller"):
             with run.progress("reference runs") as update:
                 cases = with_references(config, proxy_base, cases, run.account, update)
@@ -29,7 +29,7 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
 
                 result = train_policy(config, proxy_base, cases, folder, note)
             for row in result.rows:
-                if not run.account.has("episodes", _line_id(row)):  # The driver was killed between the checkpoint and the line.
+                if not run.account.has("episodes", line_id(row)):  # The driver was killed between the checkpoint and the line.
                     account_for(run.account, row)
             freeze_controller(config, result, total_flops(run.account.made("reference", "episodes")), folder)
     controller = FrozenController.load(folder)
@@ -37,16 +37,17 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
     return controller
 
 
-def account_for(account: Account, row: Row) -> None:
+def account_for(account: Account, row: Row, prefix: str = "") -> None:
     """A line an iteration; another for its lost episodes, which were run again and cost at most what all cost on average."""
     cost = Cost(row["flops"], row["cpu_seconds"])
-    account.add("episodes", _line_id(row), "proxy", cost, episodes=row["episodes"])
+    account.add("episodes", prefix + line_id(row), "proxy", cost, episodes=row["episodes"])
     if lost := row["num_dropped"]:
         share = lost / row["episodes"]
-        account.add("episodes", _line_id(row), "proxy", Cost(round(share * cost.flops), share * cost.cpu_seconds), episodes=lost)
+        account.add("episodes", prefix + line_id(row), "proxy", Cost(round(share * cost.flops), share * cost.cpu_seconds), episodes=lost)
 
 
-def _line_id(row: Row) -> str:
+def line_id(row: Row) -> str:
+    """Of an iteration in the account."""
     return f"iteration{row['iteration']}"
 
 

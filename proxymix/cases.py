@@ -15,7 +15,7 @@ import numpy as np
 from proxymix.config import Config, CurriculumConfig, SourceConfig, TuningConfig
 from proxymix.continual import ContinualRun
 from proxymix.data.encoded_cache import encoded_source
-from proxymix.data.encoding import EncodedSource
+from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split
 from proxymix.data.sources import configured_source
 from proxymix.errors import UserError
 from proxymix.learners.learner import Learner
@@ -107,6 +107,7 @@ class CaseBuilder:
         self.config, self.learner = config, learner
         self.tokenizer = load_tokenizer(base_folder)
         self.source = lru_cache(maxsize=256)(self._source)
+        self.test = lru_cache(maxsize=256)(self._test)
 
     def build(self, case: Case) -> ContinualRun:
         """A run at its first boundary, the learner back at the base model."""
@@ -121,6 +122,12 @@ class CaseBuilder:
 
     def _source(self, spec: SourceConfig) -> EncodedSource:
         return encoded_source(self.config, spec, self.tokenizer)
+
+    def _test(self, spec: SourceConfig) -> tuple[EncodedSplit, tuple[bool, ...] | None]:
+        """The test rows, which no run holds, and which of them are harmful requests (None: no safety source). For scoring alone."""
+        source = configured_source(self.config, spec)
+        harmful = tuple(bool(row.harmful) for row in source.test) if source.scorer == "refusal" else None
+        return encode_split(source.test, self.tokenizer, self.config.tuning.max_length), harmful
 
 
 def proxy_builder(config: Config, base_folder: str, num_replicas: int = 1) -> CaseBuilder:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from proxymix.benchmark_config import BenchmarkConfig
 from proxymix.controller_config import ControllerConfig, CurriculumConfig
 from proxymix.errors import UserError
 from proxymix.sweep_config import SweepConfig
@@ -136,6 +137,7 @@ class Config(Strict):
     tuning: TuningConfig = TuningConfig()
     controller: ControllerConfig = ControllerConfig()
     sweep: SweepConfig = SweepConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
     transfer: TransferConfig = TransferConfig()
     service: ServiceConfig = ServiceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -174,6 +176,11 @@ class Config(Strict):
         if PROXYMIX in self.methods and self.controller.curriculum.pool is None and any(spec.format != "builtin" for spec in tasks):
             raise ValueError("controller.curriculum.pool must be given where tasks are not builtin, got null; name what it may practise on")
         return self
+
+    @property
+    def training_seed(self) -> int:
+        """Of the controller's training."""
+        return self.seed if self.controller.seed is None else self.controller.seed
 
     @property
     def group_size(self) -> int:

@@ -79,6 +79,8 @@ class ControllerConfig(Strict):
     """Whether exploration noise is drawn once an episode (state-dependent) or afresh at each decision (the paper)."""
     initial_sigma: float = Field(default=0.6, gt=0)
     """Initial standard deviation of the exploration noise."""
+    seed: int | None = Field(default=None, ge=0)
+    """Of the training alone: its orders, its noise, its first parameters. None: the run's seed, which the data are drawn with too."""
     episodes: int = Field(default=320, ge=1)
     """Proxy runs to learn from."""
     episodes_per_iteration: int = Field(default=16, ge=2)

@@ -56,9 +56,9 @@ def method_title(method: str) -> str:
     >>> [method_title(m) for m in ("proxymix", "random_30", "no_replay", "ramp_10")]
     ['ProxyMix', 'Random 30\\xa0%', 'No replay', 'Ramp n/(n+10)']
     """
-    if match := re.fullmatch(r"random_(.+)", method):
+    if match := re.fullmatch(r"random_([\d.]+)", method):
         return f"Random {match[1]}\u00a0%"
-    if match := re.fullmatch(r"ramp_(.+)", method):
+    if match := re.fullmatch(r"ramp_([\d.]+)", method):
         return f"Ramp n/(n+{match[1]})"
     return method.replace("_", " ").capitalize().replace("Proxymix", "ProxyMix")
 

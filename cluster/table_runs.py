@@ -1,0 +1,117 @@
+"""The benchmark's runs: one Ray task a (case, method), kept by content, so that whatever was run once is never run again.
+
+(config, model, case, method, what was found) → TableRun → run_table → a row's content, from the cache or computed now
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+
+from cluster.case_keys import case_key
+from cluster.tasks import kept_builder, run_cached_tasks
+from cluster.tuning import target_builder
+from proxymix.account import Meter
+from proxymix.cases import Case, CaseBuilder, proxy_builder
+from proxymix.config import Config
+from proxymix.continual import ContinualRun, run_continual
+from proxymix.controllers.controls import ShuffledObservations, untrained
+from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.rivals import Found, rival
+from proxymix.evaluation.exactness import ScoringJournal
+from proxymix.types import Controller
+
+Role = Literal["proxy", "target"]
+BUILDERS = {"proxy": proxy_builder, "target": target_builder}
+
+
+@dataclass(frozen=True)
+class TableRun:
+    """One cell of work."""
+
+    case: Case
+    method: str
+    found: Found = field(default_factory=Found)
+    """What was chosen for this method, if anything."""
+    controller: str | None = None
+    """Folder of the frozen controller that the method asks."""
+
+
+def run_table(
+    config: Config,
+    role: Role,
+    base_folder: str,
+    runs: Sequence[TableRun],
+    progress: Callable[[int, int], None],
+    done: Callable[[int, dict[str, Any], bool], None] = lambda index, result, cached: None,
+) -> list[dict[str, Any]]:
+    """The result of every run: `report` (as accuracy.json), `validation` (per source, at the end), `shares` `[task][stage]`, `replay_share`, `cost`.
+
+    Args:
+        config: of the run.
+        role: which model is tuned.
+        base_folder: where it starts.
+        runs: what to run; those in the cache are not.
+        progress: called with (done, total).
+        done: called with each result's index, itself, and whether it was in the cache.
+    """
+    keys = [case_key(config, role, base_folder, run.case, _rule(config, run)) for run in runs]
+    submissions = [partial(_table_run.remote, config, role, base_folder, run) for run in runs]
+    return run_cached_tasks(Path(config.cache_root) / "table", keys, submissions, max(1, config.controller.num_env_runners), progress, done)
+
+
+def _rule(config: Config, run: TableRun) -> Any:
+    sha256 = FrozenController.load(run.controller).sha256 if run.controller else None
+    return ["table", run.method, asdict(run.found), sha256, config.evaluation.test_size, config.controller.reward.gamma]
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _table_run(config: Config, role: Role, base_folder: str, asked: TableRun) -> dict[str, Any]:
+    builder = kept_builder(BUILDERS[role], config.model_dump_json(), base_folder)
+    meter, run = Meter(int(config.target.parallelism.use_gpu and role == "target")), builder.build(asked.case)
+    scores = _tests(builder, asked.case, run, config.controller.reward.gamma)
+    records = run_continual(run, _controller(config, asked, run), scores)
+    cost, replayed = meter.read(run.flops), sum(record.replay_share * sum(record.counts.values()) for record in records)
+    shares: dict[int, list[float]] = {}
+    for record in records:
+        shares.setdefault(record.boundary.task_index, []).append(record.replay_share)
+    return {
+        "report": scores.report(),
+        "validation": run.validation_accuracies(),
+        "shares": list(shares.values()),
+        "replay_share": replayed / sum(sum(record.counts.values()) for record in records),
+        "cost": asdict(cost),
+    }
+
+
+def _controller(config: Config, asked: TableRun, run: ContinualRun) -> Controller:
+    if asked.method == "untrained":
+        controller = config.controller
+        return untrained(controller.architecture, controller.hidden_units, controller.max_sources, config.seed)
+    if asked.controller is None:
+        return rival(asked.method, run, asked.found)
+    frozen = FrozenController.load(asked.controller)
+    return ShuffledObservations(frozen, asked.case.seed) if asked.method == "shuffled" else frozen
+
+
+def _tests(builder: CaseBuilder, case: Case, run: ContinualRun, gamma: float) -> ScoringJournal:
+    tests = {spec.label: builder.test(spec) for spec in (*builder.config.sequence.anchors, *case.tasks)}
+    harmful = {name: torch.tensor(rows) for name, (_, rows) in tests.items() if rows is not None}
+    return ScoringJournal(run, {name: split for name, (split, _) in tests.items()}, harmful, gamma)
+
+
+def mapping_of(method: str, number: float) -> Found:
+    """What was found for one row named by a word instead of a number."""
+    return Found(numbers={method: number})
+
+
+def schedules_of(results: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Mean replay share at every (task, stage) of runs of one length."""
+    shares = torch.tensor([result["shares"] for result in results], dtype=torch.float64)
+    return [[float(value) for value in row] for row in shares.mean(0)]
