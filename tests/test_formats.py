@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from proxymix.config import SourceConfig
-from proxymix.data import SplitSizes, load_source
+from proxymix.data.sources import load_source
+from proxymix.data.splits import SplitSizes
 from proxymix.errors import UserError
 from proxymix.types import Example
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxymix.config import SourceConfig
-from proxymix.data import SplitSizes, load_source
-from proxymix.data.splits import Pools, source_generator, split_source
+from proxymix.data.sources import load_source
+from proxymix.data.splits import Pools, SplitSizes, source_generator, split_source
 from proxymix.types import Example
 
 

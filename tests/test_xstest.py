@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from proxymix.config import SourceConfig
-from proxymix.data import SplitSizes, load_source
 from proxymix.data.safety_templates import safety_requests
+from proxymix.data.sources import load_source
+from proxymix.data.splits import SplitSizes
 from proxymix.errors import UserError
 from proxymix.evaluation import classify_refusal
 

@@ -4,8 +4,3 @@
 
 Modules: `sources` (one entry point), `formats` and `xstest` (readers), `splits` (disjoint, seeded), `builtin` (generated tasks), `tokenizers`.
 """
-
-from proxymix.data.sources import load_source
-from proxymix.data.splits import SplitSizes
-
-__all__ = ["SplitSizes", "load_source"]
