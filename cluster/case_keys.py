@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from proxymix.cases import Case
 from proxymix.config import Config, ModelConfig
@@ -27,6 +26,7 @@ CODE = (
     "metrics.py",
     "mixture.py",
     "reward.py",
+    "types.py",
 )
 """What a run's numbers are computed by."""
 
@@ -36,12 +36,12 @@ def case_key(config: Config, role: Literal["proxy", "target"], base_folder: str,
     model = getattr(config, role).model_dump(mode="json", exclude={"model": True, "parallelism": {"num_workers", "threads_per_worker"}})
     facts = {
         "model": [getattr(config, role).model.implementation, model, _base_facts(getattr(config, role).model, base_folder)],
-        "tuning": config.tuning.model_dump(mode="json"),
+        "tuning": [config.tuning.model_dump(mode="json"), config.tuning.probe_budget],
         "seed": config.seed,
         "sources": [source_facts(config, spec) for spec in (*config.sequence.anchors, *case.tasks)],
         "case": [case.steps_per_stage, case.seed],
         "rule": rule,
-        "code": [code_hash(*CODE), torch.__version__],
+        "code": [code_hash(*CODE), *(version(package) for package in ("torch", "transformers", "peft"))],
     }
     return content_key(facts)
 

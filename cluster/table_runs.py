@@ -62,13 +62,16 @@ def run_table(
         done: called with each result's index, itself, and whether it was in the cache.
     """
     keys = [case_key(config, role, base_folder, run.case, _rule(config, run)) for run in runs]
-    submissions = [partial(_table_run.remote, config, role, base_folder, run) for run in runs]
+    task = _table_run.options(num_gpus=int(role == "target" and config.target.parallelism.use_gpu))
+    submissions = [partial(task.remote, config, role, base_folder, run) for run in runs]
     return run_cached_tasks(Path(config.cache_root) / "table", keys, submissions, max(1, config.controller.num_env_runners), progress, done)
 
 
 def _rule(config: Config, run: TableRun) -> Any:
     sha256 = FrozenController.load(run.controller).sha256 if run.controller else None
-    return ["table", run.method, asdict(run.found), sha256, config.evaluation.test_size, config.controller.reward.gamma]
+    controller = config.controller
+    untrained_as = [controller.architecture, controller.hidden_units, controller.max_sources] if run.method == "untrained" else None
+    return ["table", run.method, asdict(run.found), sha256, untrained_as, config.evaluation.test_size, controller.reward.gamma]
 
 
 @ray.remote(num_cpus=1, max_retries=3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
 from jobs.train_controller import account_for, line_id
-from proxymix.account import POLICY_ITEMS, Cost, total_flops
+from proxymix.account import Cost, total_flops
 from proxymix.artifacts import write_json, write_text
 from proxymix.benchmark_config import CHOSEN
 from proxymix.benchmark_table import benchmark_markdown, benchmark_metrics, case_measures
@@ -44,6 +44,8 @@ class Chosen:
     """`<rule>_chosen` → percent, or the ramp's c."""
     schedule: list[list[float]]
     """The controller's own mean schedule."""
+    flops: Mapping[str, int]
+    """What choosing took, per row that rests on a choice."""
 
 
 def table_cases(config: Config) -> list[Case]:
@@ -64,13 +66,30 @@ def choice_cases(config: Config) -> list[Case]:
         UserError: a world of theirs is trained on, or stands in the table.
     """
     choice, curriculum = config.benchmark.choice, config.controller.curriculum
-    for other, worlds in (("controller.curriculum.worlds", set(curriculum.worlds)), ("benchmark.world", {config.benchmark.world})):
-        if shared := sorted(worlds & set(choice.worlds)):
-            raise UserError(f"benchmark.choice.worlds: must share none with {other}, got {', '.join(shared)}")
-    if config.benchmark.world in curriculum.worlds:
-        raise UserError(f"benchmark.world: must not be trained on, got {config.benchmark.world}, which is in controller.curriculum.worlds")
+    trained = {spec.world for spec in curriculum.pool if spec.world} if curriculum.pool else set(curriculum.worlds)
+    if shared := sorted(trained & set(choice.worlds)):
+        raise UserError(f"benchmark.choice.worlds: must share none with controller.curriculum.worlds, got {', '.join(shared)}")
+    if config.benchmark.world in trained:
+        raise UserError(f"benchmark.world: must not be trained on, got {config.benchmark.world}, which is in controller.curriculum")
     held_out = CurriculumConfig(worlds=choice.worlds, num_tasks=curriculum.num_tasks, length_range=curriculum.length_range)
     return draw_cases(held_out, config.tuning, choice.num_cases, config.seed, label="choice")
+
+
+def check_settings(config: Config) -> None:
+    """What would otherwise be found wrong after the training.
+
+    Raises:
+        UserError: a sequence that is none, worlds in two places, or controllers whose parameters have no mean.
+    """
+    cases, settings = table_cases(config), config.controller
+    choice_cases(config)
+    if config.benchmark.num_controllers > 1 and (settings.architecture == "flat" or settings.hidden_units):
+        raise UserError("benchmark.num_controllers: must be 1 for a controller with hidden units, whose parameters have no mean; set it to 1")
+    longest = max(len(case.tasks) for case in cases) + len(config.sequence.anchors)
+    if settings.architecture == "flat" and settings.max_sources < longest:
+        raise UserError(
+            f"controller.max_sources: a flat controller must hold the {longest} sources of the longest sequence, got {settings.max_sources}"
+        )
 
 
 def train_controllers(run: Run, proxy_base: str) -> dict[str, str]:
@@ -79,7 +98,14 @@ def train_controllers(run: Run, proxy_base: str) -> dict[str, str]:
     members = [FrozenController.load(folder) for folder in folders.values()]
     parameters = [load_file(Path(folder) / "controller.safetensors") for folder in folders.values()]
     mean = {name: np.mean([each[name] for each in parameters], axis=0) for name in parameters[0]}
-    facts = {"members": [member.sha256 for member in members], "training": members[0].card["training"]}
+    trained = [member.card["training"] for member in members]
+    facts = {
+        "members": [member.sha256 for member in members],
+        "training": {
+            "sequences": [sequence for each in trained for sequence in each["sequences"]],
+            "sources": sorted({source for each in trained for source in each["sources"]}),
+        },
+    }
     folder = run.folder / "controllers" / "mean"
     save_controller(folder, mean, name=PROXYMIX, architecture=run.config.controller.architecture, facts=facts)
     return dict.fromkeys(ASKING, str(folder)) | folders
@@ -90,7 +116,7 @@ def _train(run: Run, proxy_base: str, seed: int) -> Path:
     controller = run.config.controller.model_copy(update={"seed": seed})
     config, folder = run.config.model_copy(update={"controller": controller}), run.folder / "controllers" / f"seed{seed}"
     if not (folder / "controller.json").exists():
-        cases = draw_cases(controller.curriculum, config.tuning, controller.curriculum.num_cases, seed)
+        cases = draw_cases(controller.curriculum, config.tuning, controller.curriculum.num_cases, seed, label=f"seed{seed}/case")
         with run.progress(f"reference runs, seed {seed}") as update:
             referenced = with_references(config, proxy_base, cases, run.account, update)
         with run.progress(f"controller, seed {seed} (episodes)") as update:
@@ -100,7 +126,7 @@ def _train(run: Run, proxy_base: str, seed: int) -> Path:
         for row in result.rows:
             if not run.account.has("episodes", f"seed{seed}/{line_id(row)}"):
                 account_for(run.account, row, f"seed{seed}/")
-        freeze_controller(config, result, sum(row["flops"] for row in result.rows), folder)
+        freeze_controller(config, result, _controller_flops(run, [seed]), folder)
     return folder
 
 
@@ -116,12 +142,14 @@ def choose(run: Run, proxy_base: str, controllers: Mapping[str, str]) -> Chosen:
     by_method = {method: results[start * len(cases) :][: len(cases)] for start, method in enumerate(methods)}
     score = {method: float(np.mean([final_score(result["validation"]) for result in found])) for method, found in by_method.items()}
     numbers = {name: max(options, key=lambda number: score[options[number]]) for name, options in wanted.items()}
-    write_json(run.folder / "choices.json", {"numbers": numbers, "scores": score, "cases": [case.name for case in cases]})
-    return Chosen(numbers, schedules_of(by_method[PROXYMIX]))
+    spent = {method: sum(result["cost"]["flops"] for result in found) for method, found in by_method.items()}
+    flops = {name: sum(spent[method] for method in options.values()) for name, options in wanted.items()} | {"schedule_mean": spent[PROXYMIX]}
+    write_json(run.folder / "benchmark" / "choices.json", {"numbers": numbers, "scores": score, "cases": [case.name for case in cases]})
+    return Chosen(numbers, schedules_of(by_method[PROXYMIX]), flops)
 
 
 def run_benchmark(run: Run, target_base: str, controllers: Mapping[str, str], chosen: Chosen) -> dict[str, Any]:
-    """Every method on every case; writes and returns `metrics.json`."""
+    """Every method on every case; writes and returns `benchmark/metrics.json`."""
     config, cases = run.config, table_cases(run.config)
     methods = [*dict.fromkeys([PROXYMIX, *config.benchmark.methods, *(name for name in controllers if name not in ASKING)])]
     first = [
@@ -136,18 +164,32 @@ def run_benchmark(run: Run, target_base: str, controllers: Mapping[str, str], ch
             for r, result in zip(later, _run(run, "target", target_base, later, "realised share"), strict=True)
         }
     unit = UNIT if UNIT in methods else "no_replay" if "no_replay" in methods else PROXYMIX
-    policy = total_flops(run.account.made(*POLICY_ITEMS)) / config.benchmark.num_controllers
     measures = {
         method: [
-            case_measures(results[method, case.name], round(policy) if method in controllers else 0, results[unit, case.name]["cost"]["flops"])
-            for case in cases
+            case_measures(results[method, case.name], _policy_flops(run, method, chosen), results[unit, case.name]["cost"]["flops"]) for case in cases
         ]
         for method in methods
     }
     metrics = benchmark_metrics([case.name for case in cases], measures, PROXYMIX)
-    write_json(run.folder / "metrics.json", metrics)
-    write_text(run.folder / "table.md", benchmark_markdown(metrics))
+    write_json(run.folder / "benchmark" / "metrics.json", metrics)
+    write_text(run.folder / "benchmark" / "table.md", benchmark_markdown(metrics))
     return metrics
+
+
+def _policy_flops(run: Run, method: str, chosen: Chosen) -> int:
+    """What a row needed before its own target run: the controllers it asks or copies, and the choices it rests on. Pilots are in no row."""
+    seeds = range(run.config.benchmark.num_controllers)
+    if method.startswith(f"{PROXYMIX}_seed"):
+        seeds = [int(method.removeprefix(f"{PROXYMIX}_seed"))]
+    elif method not in (*ASKING, "schedule_mean", "random_realised"):
+        seeds = []
+    return _controller_flops(run, seeds) + chosen.flops.get(method, 0)
+
+
+def _controller_flops(run: Run, seeds: Iterable[int]) -> int:
+    """Of those trainings and the reference runs of their cases."""
+    marks = tuple(f"seed{seed}" for seed in seeds)
+    return total_flops(line for line in run.account.made("reference", "episodes") if line.id.startswith(tuple(f"{mark}/" for mark in marks)))
 
 
 def _found(method: str, chosen: Chosen) -> Found:
@@ -167,13 +209,13 @@ def _run(run: Run, role: Role, base: str, runs: list[TableRun], title: str) -> l
 
 def job(run: Run) -> None:
     """Stand-alone: bases, controllers, choices, table."""
-    choice_cases(run.config)  # Found to share a world now, and not after the training.
+    check_settings(run.config)
     with ray_session(run.config):
         proxy_base, target_base = pretrain_base(run)
         with run.phase("benchmark"):
             controllers = train_controllers(run, proxy_base)
             run_benchmark(run, target_base, controllers, choose(run, proxy_base, controllers))
-    print(Path(run.folder / "table.md").read_text(encoding="utf-8"))
+    print(Path(run.folder / "benchmark" / "table.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from proxymix.tuning_config import Strict
@@ -9,6 +11,9 @@ from proxymix.tuning_config import Strict
 RANDOM_SHARES = (5, 10, 20, 30, 40, 50, 70)
 CHOSEN = ("random", "proportional", "loss_slope", "grad_sim", "inscl")
 """Rules with a share; each stands in the table with the share that was best for it on the proxy."""
+_NUMBER = r"\d+(\.\d+)?"
+_WORDS = "proxymix|no_replay|random_realised|ramp_chosen|saturation|schedule_mean|untrained|shuffled"
+_ROW = rf"^({_WORDS}|({'|'.join((*CHOSEN, 'random_examples', 'random_tokens'))})_{_NUMBER}|({'|'.join(CHOSEN)})_chosen|(ramp|saturation)_{_NUMBER})$"
 METHODS = (
     *("proxymix", "no_replay", *(f"random_{share}" for share in RANDOM_SHARES), *(f"{rule}_chosen" for rule in CHOSEN), "random_realised"),
     *("random_examples_30", "random_tokens_30", "ramp_chosen", "saturation", "schedule_mean", "untrained", "shuffled"),
@@ -22,9 +27,9 @@ class ChoiceConfig(Strict):
     """Builtin worlds that are neither trained on nor in the table."""
     num_cases: int = Field(default=6, ge=1)
     """Random orders, drawn like the curriculum's."""
-    shares: list[float] = Field(default_factory=lambda: [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], min_length=1)
+    shares: list[Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=lambda: [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], min_length=1)
     """Percent."""
-    constants: list[float] = Field(default_factory=lambda: [3.0, 5.0, 10.0, 20.0], min_length=1)
+    constants: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [3.0, 5.0, 10.0, 20.0], min_length=1)
     """c of the ramp n/(n + c)."""
 
 
@@ -37,8 +42,8 @@ class BenchmarkConfig(Strict):
     """Where the table is made; no controller or choice has seen it."""
     num_seeds: int = Field(default=8, ge=1)
     """Data streams per sequence."""
-    methods: list[str] = Field(default_factory=lambda: list(METHODS), min_length=1)
-    """Rows: `proxymix` (the mean of the controllers), `proxymix_seed<k>`, and what docs/rivals.md lists."""
+    methods: list[Annotated[str, Field(pattern=_ROW)]] = Field(default_factory=lambda: list(METHODS), min_length=1)
+    """Rows, as docs/rivals.md lists them; `proxymix` is the mean of the controllers. Each controller's own row stands there in any case."""
     num_controllers: int = Field(default=3, ge=1)
     """Trainings with seeds 0, 1, …; each is a row `proxymix_seed<k>`."""
     choice: ChoiceConfig = ChoiceConfig()
@@ -47,4 +52,6 @@ class BenchmarkConfig(Strict):
     def _held_out(self) -> BenchmarkConfig:
         if self.world in self.choice.worlds:
             raise ValueError(f"choice.worlds must not hold the table's world, got {self.world} in both")
+        if seen := [world for world in (self.world, *self.choice.worlds) if world.startswith("base-")]:
+            raise ValueError(f"world and choice.worlds must be none that base models are pre-trained on, got {', '.join(seen)}")
         return self

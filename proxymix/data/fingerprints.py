@@ -56,4 +56,6 @@ def code_hash(*parts: str) -> str:
 def _files(spec: SourceConfig, path: Path) -> list[Path]:
     if path.is_file():
         return [path, *([path.parent / spec.completions] if spec.completions else [])]
+    if spec.format == "huggingface":  # There `task` is a configuration of the data set and no folder.
+        return list(path.rglob("*"))
     return [path / "instruction_config.json", *(path / (spec.task or "")).rglob("*")]
