@@ -56,9 +56,9 @@ def account_for(account: Account, folder: Path) -> dict[str, int]:
     for path in sorted(folder.glob(f"trainings/*/{LINEAGE}")):
         parent, rungs = read_json(path)["parent"], list(read_jsonl(path.with_name(RUNGS)))
         inherited = parent["rung"] if parent else 0
-        before = rungs[inherited - 1]["episodes"] if inherited else 0
-        for rung in rungs[inherited:]:
-            episodes, before = rung["episodes"] - before, rung["episodes"]
+        # A member of a population that inherits the last rung has nothing left to do, and no rungs of its own.
+        for before, rung in list(zip([{"episodes": 0}, *rungs], rungs, strict=False))[inherited:]:
+            episodes = rung["episodes"] - before["episodes"]
             key = f"{path.parent.name}/rung{rung['rung']}"
             if not account.has("sweep_trial", key):
                 account.add("sweep_trial", key, "proxy", Cost(rung["flops"], rung["cpu_seconds"]), episodes=episodes)

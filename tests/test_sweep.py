@@ -13,7 +13,7 @@ from cluster.policy_training import train_policy
 from cluster.sweep import account_for, run_sweep
 from cluster.sweep_trial import LINEAGE, RUNGS, SweepPlan, Validation
 from proxymix.account import Account, Cost, total_flops
-from proxymix.artifacts import read_json, read_jsonl
+from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from proxymix.config import validated
 from proxymix.errors import UserError
 from proxymix.sweep_result import best_trial
@@ -120,9 +120,17 @@ def test_a_population_inherits_weights_and_counts_no_episode_twice(cluster, tmp_
     assert inherited
     assert all(own[parent["training"]] >= parent["rung"] > 0 for parent in inherited)
     assert all(1e-3 <= trial["overrides"][LEARNING_RATE] <= 0.1 for trial in trials)
-    assert account_for(Account(tmp_path / "costs.jsonl"), tmp_path)["episodes"] == 4 * (
-        sum(own.values()) - sum(parent["rung"] for parent in inherited)
-    )
+    inherited_rungs = {training: parent["rung"] for training, parent in zip(own, parents, strict=True) if parent}
+    fresh = sum(max(0, number - inherited_rungs.get(training, 0)) for training, number in own.items())  # Who inherits the last rung writes none.
+    assert account_for(Account(tmp_path / "costs.jsonl"), tmp_path)["episodes"] == 4 * fresh
+
+
+def test_a_member_that_inherits_the_last_rung_costs_nothing(tmp_path):
+    first, second = tmp_path / "trainings/first", tmp_path / "trainings/second"
+    write_json(first / LINEAGE, {"overrides": {}, "parent": None})
+    write_jsonl(first / RUNGS, [{"rung": rung, "episodes": 4 * rung, "flops": 10, "cpu_seconds": 1.0} for rung in (1, 2, 3)])
+    write_json(second / LINEAGE, {"overrides": {SIGMA: 0.5}, "parent": {"training": "first", "rung": 3}})
+    assert account_for(Account(tmp_path / "costs.jsonl"), tmp_path) == {"episodes": 12, "flops": 30}
 
 
 def test_a_finished_rung_is_found_again_even_if_tune_has_lost_all(cluster, tmp_path):
