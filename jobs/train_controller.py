@@ -1,6 +1,8 @@
-"""The controller: learnt by PPO on proxy runs, then frozen into `controller/`."""
+"""The controller: learnt by PPO on proxy runs and frozen into `controller/`, or taken from `controller.path`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from cluster.policy_training import Row, freeze_controller, train_policy
 from cluster.reference_runs import with_references
@@ -10,13 +12,15 @@ from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
 from proxymix.account import Account, Cost, total_flops
 from proxymix.cases import draw_cases
-from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.frozen import FrozenController, copy_controller
 
 
 def train_controller(run: Run, proxy_base: str) -> FrozenController:
-    """The frozen controller of the run, learnt now unless it is there already."""
+    """The frozen controller of the run: that of `controller.path`, else learnt now unless it is there already."""
     config, folder = run.config, run.folder / "controller"
-    if not (folder / "controller.json").exists():
+    if config.controller.path is not None:
+        _given(run, config.controller.path, folder)
+    elif not (folder / "controller.json").exists():
         cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.training_seed)
         with run.phase("train_controller"):
             with run.progress("reference runs") as update:
@@ -35,6 +39,13 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
     controller = FrozenController.load(folder)
     run.say(f"controller {controller.name} frozen, sha256 {str(controller.sha256)[:12]}…")
     return controller
+
+
+def _given(run: Run, path: str, folder: Path) -> None:
+    """A controller that someone has learnt before, and what that cost them."""
+    card = copy_controller(path, folder).card
+    cost, episodes = Cost(card.get("training_flops", 0)), card.get("training_cost", {}).get("episodes", 0)
+    run.account.add("episodes", f"given/{str(card['sha256'])[:12]}", "proxy", cost, cached=True, episodes=int(episodes))
 
 
 def account_for(account: Account, row: Row, prefix: str = "") -> None:

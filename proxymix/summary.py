@@ -101,8 +101,9 @@ def _policy_flops(config: Config, run_dir: Path, lines: Sequence[CostLine]) -> i
     """Pilots, reference runs, episodes and sweeps; None where there are no pilots, or the controller was learnt elsewhere."""
     policy = [line for line in lines if line.item in POLICY_ITEMS]
     num_pilots, num_episodes = (sum(line.episodes for line in policy if line.item == item) for item in ("pilot", "episodes"))
+    expected = config.controller.episodes if config.controller.path is None else num_episodes  # A given controller's one line says all.
     transferred = (read_json(run_dir / "mirroring.json") or {}).get("passed", False)
-    return total_flops(policy) if num_pilots and (num_episodes == config.controller.episodes or not transferred) else None
+    return total_flops(policy) if num_pilots and (num_episodes == expected > 0 or not transferred) else None
 
 
 def _replay_share(rows: Sequence[dict[str, Any]]) -> float | None:

@@ -1,7 +1,15 @@
 """What the jobs write into the account beside what the runs themselves write."""
 
-from jobs.train_controller import account_for
+import numpy as np
+import pytest
+
+from jobs.run import Run
+from jobs.train_controller import account_for, train_controller
 from proxymix.account import Account, total_flops
+from proxymix.config import validated
+from proxymix.controllers.frozen import FrozenController, save_controller
+from proxymix.controllers.policy import initial_parameters
+from proxymix.errors import UserError
 
 ROW = {"iteration": 3, "episodes": 8, "flops": 800, "cpu_seconds": 4.0, "num_dropped": 0}
 
@@ -18,3 +26,22 @@ def test_an_iteration_without_losses_is_one_line(tmp_path):
     account = Account(tmp_path / "costs.jsonl")
     account_for(account, ROW)
     assert len(account.lines()) == 1
+
+
+def test_a_given_controller_is_copied_and_costs_what_learning_it_took(tmp_path):
+    facts = {"training_flops": 700, "training_cost": {"episodes": 320}}
+    parameters = initial_parameters("equivariant", 0, 6, np.random.default_rng(0))
+    sha256 = save_controller(tmp_path / "given", parameters, name="proxymix", architecture="equivariant", facts=facts)
+    tree = {"name": "one", "runs_root": str(tmp_path), "sequence": {"tasks": "long@heldout-0"}, "controller": {"path": str(tmp_path / "given")}}
+    run = Run.open(validated(tree, "test"), "pipeline")
+    for _ in range(2):  # The second time as a resumed run.
+        assert train_controller(run, "no base is needed").sha256 == sha256
+    assert FrozenController.load(run.folder / "controller").sha256 == sha256
+    (line,) = run.account.lines()
+    assert (line.flops, line.cached, line.episodes) == (700, True, 320)
+
+
+def test_a_given_controller_that_is_none_is_the_users_to_mend(tmp_path):
+    tree = {"name": "one", "runs_root": str(tmp_path), "sequence": {"tasks": "long@heldout-0"}, "controller": {"path": str(tmp_path / "nothing")}}
+    with pytest.raises(UserError, match="cannot read"):
+        train_controller(Run.open(validated(tree, "test"), "pipeline"), "")
