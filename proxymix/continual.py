@@ -296,5 +296,6 @@ def _batches(plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple
     order = {name: index for index, name in enumerate(pools)}
     splits = list(pools.values())
     located = [[(order[name], row) for name, row in places] for places in plan]
-    num_tokens = sum(int(splits[s].lengths[row]) for places in located for s, row in places)
+    lengths = [split.lengths.numpy() for split in splits]  # Element by element, numpy's are read twenty times as fast as torch's.
+    num_tokens = sum(int(lengths[s][row]) for places in located for s, row in places)
     return gather_many(splits, located), num_tokens

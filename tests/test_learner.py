@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim.adamw import adamw
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from proxymix.config import LoraConfig, TuningConfig
@@ -139,14 +140,20 @@ def test_restore_base_forgets_everything(learner, batches):
     assert tuned(learner, batches) == first
 
 
-def test_a_task_begins_with_a_fresh_optimizer_and_schedule(learner, batches):
+def test_a_task_begins_with_a_fresh_optimizer_and_schedule(learner, batches, monkeypatch):
     tuned(learner, batches)
+    assert all(value.any() for value in learner.moments.values())
     learner.begin_task(4)
-    assert not learner.optimizer.state
+    assert not any(value.any() for value in learner.moments.values())
     rates = []
+
+    def note_rate(*tensors, lr, **settings):
+        rates.append(lr)
+        return adamw(*tensors, lr=lr, **settings)
+
+    monkeypatch.setattr("proxymix.learners.learner.adamw", note_rate)
     for batch in batches[:4]:
         learner.train_step(batch)
-        rates.append(learner.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([TUNING.learning_rate * rate(step, 4) for step in range(4)])
 
 

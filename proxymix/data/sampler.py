@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,10 +65,15 @@ class MixtureSampler:
         start = self.consumed.get(pool, 0)
         self.consumed[pool] = start + count
         first, last = start // size, (start + count - 1) // size
-        shuffles = [self._shuffle(name, epoch, size) for epoch in range(first, last + 1)]
+        shuffles = [_shuffle(self.seed, name, epoch, size) for epoch in range(first, last + 1)]
         return np.concatenate(shuffles)[start - first * size :][:count]
 
-    def _shuffle(self, name: str, epoch: int, size: int) -> NDArray[np.int64]:
-        # Seeded by name, not by position: what other sources there are changes nothing.
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-        return np.random.default_rng([self.seed, key, epoch]).permutation(size)
+
+@lru_cache(maxsize=32)
+def _shuffle(seed: int, name: str, epoch: int, size: int) -> NDArray[np.int64]:
+    """Kept, for runs side by side ask for the same ones."""
+    # Seeded by name, not by position: what other sources there are changes nothing.
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    shuffled = np.random.default_rng([seed, key, epoch]).permutation(size)
+    shuffled.flags.writeable = False
+    return shuffled

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.adamw import adamw
 
 from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, side_by_side, stack
 from proxymix.errors import UserError
@@ -49,7 +50,8 @@ class Learner:
     def begin_task(self, num_optimizer_steps: int) -> None:
         """A fresh optimizer and a fresh cosine over the task's `num_optimizer_steps`."""
         self.num_steps, self.steps_done = num_optimizer_steps, 0
-        self.optimizer = torch.optim.AdamW([self.flat], lr=self.tuning.learning_rate, weight_decay=self.tuning.weight_decay, fused=True)
+        moments = {name: torch.zeros_like(self.flat, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+        self.moments = moments | {"step": torch.zeros((), device=self.flat.device)}
 
     def train_step(self, batch: Batch) -> float:
         """One optimizer step of the one model on the *global* batch, of which this rank computes its slice.
@@ -80,9 +82,7 @@ class Learner:
             worst = next(value for value in values if not math.isfinite(value))
             raise NonFiniteLossError(f"loss became {worst} at optimizer step {self.steps_done} of the task; {remedy}")
         norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        self.flat.grad = gradient.mul_((self.tuning.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
-        self.optimizer.param_groups[0]["lr"] = self.tuning.learning_rate * self._schedule()
-        self.optimizer.step()
+        self._update(gradient.mul_((self.tuning.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)))
         self.steps_done += 1
         return values
 
@@ -136,9 +136,8 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments and the place in the schedule."""
-        state = self.optimizer.state.get(self.flat, {})
         tensors = {"flat": self.flat.detach(), "progress": torch.tensor([self.num_steps, self.steps_done])}
-        return tensors | {f"optimizer.{name}": value for name, value in state.items()}
+        return tensors | {f"optimizer.{name}": value for name, value in self.moments.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`."""
@@ -147,16 +146,21 @@ class Learner:
             self.flat.copy_(tensors["flat"])
         self.begin_task(num_steps)
         self.steps_done = steps_done
-        moments = {
-            name.removeprefix("optimizer."): value.to(self.flat.device, copy=True) for name, value in tensors.items() if name.startswith("optimizer.")
-        }
-        if moments:
-            self.optimizer.state[self.flat] = moments
+        for name, value in self.moments.items():
+            value.copy_(tensors[f"optimizer.{name}"])
 
     def _gradient(self, objective: Tensor) -> Tensor:
         """Of `objective` by the tuned parameters, `[num_replicas, num_tuned_weights]`."""
         parts = torch.autograd.grad(objective, self.parameters, materialize_grads=True)
         return torch.cat([part.reshape(len(self.flat), -1) for part in parts], dim=1)
+
+    @torch.no_grad()
+    def _update(self, gradient: Tensor) -> None:
+        """AdamW of the one flat tensor. torch's own, as a function: its optimizer object costs a tiny model more than the arithmetic."""
+        average, square, step = (self.moments[name] for name in ("exp_avg", "exp_avg_sq", "step"))
+        rate, decay = self.tuning.learning_rate * self._schedule(), self.tuning.weight_decay
+        settings: dict[str, Any] = {"lr": rate, "weight_decay": decay, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
+        adamw([self.flat], [gradient], [average], [square], [], [step], fused=True, **settings)
 
     def _schedule(self) -> float:
         """Linear warm-up, then cosine to a tenth."""
