@@ -1,4 +1,4 @@
-"""Does the guard keep quiet where proxy and target are alike, and what does it save where they are not?
+"""Whether the guard keeps quiet where proxy and target are alike, and what it saves where they are not.
 
     python benchmarks/guard.py --config configs/benchmark.yaml --controller <folder> target.model.preset=micro [--seeds 3] [key.path=value …]
 

@@ -51,7 +51,7 @@ class FallbackConfig(Strict):
 
 
 class GuardConfig(Strict):
-    """The check that goes on while the target is tuned (docs/decisions/0010-guard.md): its loss rises against those the proxy showed in like states."""
+    """The check that goes on while the target is tuned: its loss rises against those the proxy showed in like states."""
 
     enabled: bool = False
     num_runs: int = Field(default=40, ge=2)

@@ -1,4 +1,4 @@
-"""The guard at run time: do the target's losses still rise in the order that the proxy's rose in, in like states?
+"""The guard at run time: whether the target's losses rise in the order that the proxy's rose in, in like states.
 
     boundary → the state and the rises of every stage so far → rises expected of the proxy → ρ over a window → alarm → declared fallback
 
@@ -138,7 +138,7 @@ def fit_guard(runs: Sequence[StageBoundary], *, window: int, min_readings: int, 
         runs: the last boundary of each; it holds all losses of the run.
         window: stages compared at a time.
         min_readings: fewer in a window say nothing.
-        bound: on ρ; None: so low that at most the share `false_alarms` of the runs, each judged by the gains fitted to the others, would have raised one.
+        bound: on ρ; None: so low that at most the share `false_alarms` of the runs would have raised one, each judged by what the others showed.
         false_alarms: in [0, 1).
 
     Raises:
@@ -161,8 +161,19 @@ def fit_guard(runs: Sequence[StageBoundary], *, window: int, min_readings: int, 
 
 def stage_rises(boundary: StageBoundary) -> list[StageRises]:
     """Every stage before `boundary`, in order."""
-    states = [_state(boundary, time) for time in range(_num_boundaries(boundary))]
+    states = [earlier_boundary(boundary, time) for time in range(_num_boundaries(boundary))]
     return [_rises(before, after) for before, after in pairwise(states)]
+
+
+def earlier_boundary(boundary: StageBoundary, time: int) -> StageBoundary:
+    """The boundary that the run stood at `time` boundaries after its start, `time` ≥ 0; all it takes is in `boundary`, a later one of the same run."""
+    total, num_stages = _num_boundaries(boundary), boundary.num_stages
+    readings = []
+    for source in boundary.sources:
+        seen = time + 1 - (total - len(source.losses))  # Readings it had then.
+        if seen > 0:
+            readings.append(_reading(source, seen, num_stages))
+    return StageBoundary(time // num_stages, time % num_stages, num_stages, tuple(readings))
 
 
 def _rises(before: StageBoundary, after: StageBoundary) -> StageRises:
@@ -189,17 +200,6 @@ def _fitted(stages: Sequence[StageRises]) -> tuple[float, ...]:
 def _num_boundaries(boundary: StageBoundary) -> int:
     """Up to and with this one. The oldest source has been visible from the start."""
     return max(len(source.losses) for source in boundary.sources)
-
-
-def _state(boundary: StageBoundary, time: int) -> StageBoundary:
-    """The boundary that the run stood at `time` boundaries after its start."""
-    total, num_stages = _num_boundaries(boundary), boundary.num_stages
-    readings = []
-    for source in boundary.sources:
-        seen = time + 1 - (total - len(source.losses))  # Readings it had then.
-        if seen > 0:
-            readings.append(_reading(source, seen, num_stages))
-    return StageBoundary(time // num_stages, time % num_stages, num_stages, tuple(readings))
 
 
 def _reading(source: SourceReading, seen: int, num_stages: int) -> SourceReading:
