@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from cluster.case_keys import case_key
-from cluster.ranks import SINGLE, SharedController
+from cluster.ranks import Ranks, SharedController
 from cluster.tasks import kept_builder, run_cached_tasks
 from proxymix.account import Account, Cost, Meter
 from proxymix.cases import Case, proxy_builder
@@ -69,7 +69,7 @@ def boundary_from_json(tree: Mapping[str, Any]) -> StageBoundary:
 def _guard_run(config: Config, base_folder: str, case: Case, build: Callable[[], Controller]) -> dict[str, Any]:
     builder = kept_builder(proxy_builder, config.model_dump_json(), base_folder)
     meter, run = Meter(), builder.build(case)
-    with closing(SharedController(PROXYMIX, build, SINGLE)) as controller:
+    with closing(SharedController(PROXYMIX, build, Ranks())) as controller:
         records = run_continual(run, controller)
     away = next((record.decision.fallback for record in records if record.decision.fallback), None)
     if away is not None:

@@ -166,7 +166,7 @@ def stage_rises(boundary: StageBoundary) -> list[StageRises]:
 
 
 def earlier_boundary(boundary: StageBoundary, time: int) -> StageBoundary:
-    """The boundary that the run stood at `time` boundaries after its start, `time` ≥ 0; all it takes is in `boundary`, a later one of the same run."""
+    """The boundary that the run stood at `time` boundaries after its start, `time` ≥ 0; all it takes is in `boundary`, a later one of the run."""
     total, num_stages = _num_boundaries(boundary), boundary.num_stages
     readings = []
     for source in boundary.sources:

@@ -35,7 +35,7 @@ def test_what_was_there_before_is_unchanged_to_the_last_byte():
 def test_broken_sequences_can_be_built_of_the_vocabulary(name):
     for spec in named_sequence(f"{name}@heldout-0"):
         source = build_source(*spec.split("@"), SIZES, 0)
-        assert len(source.train) == 24
+        assert len(source.train) >= 16  # `table_small` has no more
         for example in (*source.train, *source.validation, *source.test):
             assert set(f"{example.prompt} {example.response}".split()) <= set(VOCABULARY)
 
