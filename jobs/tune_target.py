@@ -10,6 +10,7 @@ from functools import partial
 from cluster.evaluation import EvaluationPool
 from cluster.session import ray_session
 from cluster.tuning import tune_targets, tuning_progress
+from jobs.calibrate_guard import calibrate_guard
 from jobs.check_mirroring import check_mirroring
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
@@ -20,6 +21,7 @@ from proxymix.cases import load_sources
 from proxymix.config import PROXYMIX, Config
 from proxymix.controllers.baselines import DeclaredFallback, UniformReplay, baseline
 from proxymix.errors import UserError
+from proxymix.guard import Guard, GuardedController
 from proxymix.types import Controller, Source
 from services.client import ServiceController
 
@@ -27,13 +29,14 @@ Assignments = list[tuple[str, int]]
 """(method, seed) of every target run."""
 
 
-def controller_for(config: Config, served: Served | None, gate: str | None, method: str, seed: int) -> Controller:
+def controller_for(config: Config, served: Served | None, gate: str | None, guard: Guard | None, method: str, seed: int) -> Controller:
     """What decides the mixtures of one target run; called where the run is tuned.
 
     Args:
         config: of the run.
         served: the controller service; None when the gate is shut.
         gate: why the controller must not be trusted; None when it may.
+        guard: watches the run; None when nobody does.
         method: row of the table.
         seed: target seed.
     """
@@ -43,7 +46,8 @@ def controller_for(config: Config, served: Served | None, gate: str | None, meth
     if served is None:
         return DeclaredFallback(fallback, gate or "no controller service")
     run = f"{config.name}/{method}/seed{seed}"
-    return ServiceController(served.url, config.service, run=run, fallback=fallback, sha256=served.sha256, token=served.token)
+    controller = ServiceController(served.url, config.service, run=run, fallback=fallback, sha256=served.sha256, token=served.token)
+    return controller if guard is None else GuardedController(controller, guard, fallback)
 
 
 @contextmanager
@@ -65,7 +69,10 @@ def tuned_targets(run: Run, sources: list[Source]) -> Iterator[EvaluationPool]:
         if asks and config.service.url is None:
             train_controller(run, bases[0])
         with serving(run) if asks else nullcontext() as served:
-            _tune(run, bases[1], partial(controller_for, config, served, gate), pool)
+            guard = None
+            if served is not None and config.transfer.guard.enabled:
+                guard = calibrate_guard(run, bases[0], served)
+            _tune(run, bases[1], partial(controller_for, config, served, gate, guard), pool)
         yield pool
 
 

@@ -19,8 +19,8 @@ from typing import Literal
 
 from proxymix.artifacts import append_jsonl
 
-Item = Literal["pretraining", "pilot", "reference", "episodes", "sweep_trial", "tuning"]
-POLICY_ITEMS: tuple[Item, ...] = ("pilot", "reference", "episodes", "sweep_trial")
+Item = Literal["pretraining", "pilot", "reference", "episodes", "sweep_trial", "guard", "tuning"]
+POLICY_ITEMS: tuple[Item, ...] = ("pilot", "reference", "episodes", "sweep_trial", "guard")
 """What having a controller that may be trusted costs. Base models are given, and scoring is measuring."""
 
 

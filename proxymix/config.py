@@ -50,8 +50,24 @@ class FallbackConfig(Strict):
     replay_share: float = Field(default=0.3, ge=0, le=1)
 
 
+class GuardConfig(Strict):
+    """The check that goes on while the target is tuned: its loss rises against those the proxy showed in like states."""
+
+    enabled: bool = False
+    num_runs: int = Field(default=40, ge=2)
+    """Proxy runs under the frozen controller that say what is expected, drawn like the curriculum."""
+    window: int = Field(default=16, ge=1)
+    """Stages compared at a time."""
+    min_readings: int = Field(default=20, ge=3)
+    """Loss changes that a window must hold before it may raise an alarm."""
+    min_rank_correlation: float | None = Field(default=None, ge=-1, le=1)
+    """Below it the run moves to `transfer.fallback` for good. None: as low as `false_alarms` of the proxy's own runs wants it."""
+    false_alarms: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the proxy's runs that may lie below the bound, each judged by what the others showed."""
+
+
 class TransferConfig(Strict):
-    """The mirroring check, and the gate it decides."""
+    """The mirroring check, the gate it decides, and the guard behind it."""
 
     num_sequences: int = Field(default=3, ge=1)
     """Pilot sequences, drawn like the curriculum."""
@@ -64,6 +80,7 @@ class TransferConfig(Strict):
     """The lower end of ρ's 95 % interval must exceed this."""
     on_failure: Literal["stop", "fallback"] = "fallback"
     fallback: FallbackConfig = FallbackConfig()
+    guard: GuardConfig = GuardConfig()
 
 
 class ServiceConfig(Strict):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("proxymix", "cluster", "services", "jobs")
-NUMERIC_CORE = ("mixture", "observation", "reward", "metrics", "mirroring")
+NUMERIC_CORE = ("mixture", "observation", "reward", "metrics", "mirroring", "guard")
 
 
 def modules(*layers):

@@ -19,6 +19,7 @@ TITLES: dict[Item, str] = {
     "reference": "reference runs",
     "episodes": "controller episodes",
     "sweep_trial": "sweep trials",
+    "guard": "guard runs",
     "tuning": "target runs",
 }
 

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from proxymix.data.builtin.anchors import ANCHORS, draw_general
+from proxymix.data.builtin.broken import BROKEN_DRAWS, BROKEN_SEQUENCES, BROKEN_TYPES, vast_rows
 from proxymix.data.builtin.draws import Split, draw_distinct, seeded_rng, shuffled
 from proxymix.data.builtin.pretraining import pretraining_examples
 from proxymix.data.builtin.requests import draw_safety
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ANCHORS",
     "ATTACKS",
+    "BROKEN_SEQUENCES",
+    "BROKEN_TYPES",
     "SEQUENCES",
     "TASK_TYPES",
     "VOCABULARY",
@@ -54,8 +57,8 @@ def build_source(task: str, world: str | None, sizes: SplitSizes, seed: int) -> 
     if task in ANCHORS:
         if world is not None:
             raise UserError(f"world: anchors are the same in every world, got {world!r} for {task!r}; write just {task!r}")
-    elif task not in TASK_TYPES:
-        raise UserError(f"task: must be one of {', '.join((*ANCHORS, *TASK_TYPES))}, got {task!r}")
+    elif task not in (*TASK_TYPES, *BROKEN_TYPES):
+        raise UserError(f"task: must be one of {', '.join((*ANCHORS, *TASK_TYPES, *BROKEN_TYPES))}, got {task!r}")
     elif world is None:
         raise UserError(f"world: the builtin task {task!r} needs one, got none; write e.g. '{task}@heldout-0'")
     collect = partial(_collect, task, world, seed)
@@ -82,4 +85,6 @@ def _collect(task: str, world: str | None, seed: int, split: Split, num: int) ->
     home = make_world(world or "")
     if task in TABLES:
         return shuffled(rng, table_rows(task, home))[:num]
-    return draw_distinct(partial(DRAWS[task], home), split, num, rng)
+    if task == "table_vast":
+        return shuffled(rng, vast_rows(home))[:num]
+    return draw_distinct(partial({**DRAWS, **BROKEN_DRAWS}[task], home), split, num, rng)

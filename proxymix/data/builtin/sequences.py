@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from proxymix.data.builtin.broken import BROKEN_SEQUENCES
 from proxymix.data.builtin.draws import pick, shuffled
 from proxymix.data.builtin.worlds import ATTACKS, TASK_TYPES, make_world
 from proxymix.errors import UserError
@@ -36,10 +37,11 @@ def named_sequence(name: str) -> tuple[str, ...]:
         UserError: the sequence or the world does not exist; says which do.
     """
     sequence, separator, world = name.partition("@")
-    if sequence not in SEQUENCES or not separator:
-        raise UserError(f"sequence.tasks: must be <name>@<world> with a name of {', '.join(SEQUENCES)}, got {name!r}; e.g. 'style@heldout-0'")
+    named = {**SEQUENCES, **BROKEN_SEQUENCES}
+    if sequence not in named or not separator:
+        raise UserError(f"sequence.tasks: must be <name>@<world> with a name of {', '.join(named)}, got {name!r}; e.g. 'style@heldout-0'")
     make_world(world)
-    return tuple(f"{task}@{world}" for task in SEQUENCES[sequence])
+    return tuple(f"{task}@{world}" for task in named[sequence])
 
 
 def random_order(rng: np.random.Generator, num_tasks: int, worlds: Sequence[str]) -> tuple[str, ...]:
