@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from proxymix.benchmark_config import BenchmarkConfig
 from proxymix.controller_config import ControllerConfig, CurriculumConfig
 from proxymix.errors import UserError
+from proxymix.study_config import MirroringStudyConfig
 from proxymix.sweep_config import SweepConfig
 from proxymix.tuning_config import (
     LoraConfig,
@@ -138,6 +139,7 @@ class Config(Strict):
     controller: ControllerConfig = ControllerConfig()
     sweep: SweepConfig = SweepConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    mirroring_study: MirroringStudyConfig = MirroringStudyConfig()
     transfer: TransferConfig = TransferConfig()
     service: ServiceConfig = ServiceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
