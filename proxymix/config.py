@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from proxymix.ablation_config import AblationConfig
 from proxymix.benchmark_config import BenchmarkConfig
 from proxymix.controller_config import ControllerConfig, CurriculumConfig
 from proxymix.errors import UserError
@@ -139,6 +140,7 @@ class Config(Strict):
     controller: ControllerConfig = ControllerConfig()
     sweep: SweepConfig = SweepConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    ablation: AblationConfig = AblationConfig()
     mirroring_study: MirroringStudyConfig = MirroringStudyConfig()
     transfer: TransferConfig = TransferConfig()
     service: ServiceConfig = ServiceConfig()

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-from proxymix.report.theme import ACCENT, HUES, INK, MUTED, WIDTH, styled
+from proxymix.report.theme import HUES, INK, MUTED, WIDTH, styled
 
 Study = Mapping[str, Any]
 ROW = 0.27
 """Height of a row, inches."""
-PANEL = 2.05
-"""Side of a scatter panel, inches."""
+LEFT, PANEL, SPACE = 0.85, 2.1, 0.32
+"""Left margin, a scatter panel with the space to the next, that space; inches."""
 
 
 @styled
@@ -27,12 +27,12 @@ def plot_study_rho(study: Study) -> Figure:
     """ρ with its interval for every pair and rate, between its null and its ceiling."""
     pairs = _pairs(study)
     heights = [ROW * (len(results) + 0.9) for results in pairs.values()]
-    height = sum(heights) + 1.35
+    height = sum(heights) + 1.2
     figure = Figure(figsize=(WIDTH + 1.2, height))
-    axes = figure.add_axes((1.75 / (WIDTH + 1.2), 0.5 / height, 1 - 2.35 / (WIDTH + 1.2), 1 - 1.35 / height))
-    figure.text(0, 1 - 0.03 / height, "Do small models forget what large ones forget?", va="top", fontsize=9.5, fontweight="bold")
+    axes = figure.add_axes((1.75 / (WIDTH + 1.2), 0.45 / height, 1 - 2.35 / (WIDTH + 1.2), 1 - 1.2 / height))
+    figure.text(0.05 / WIDTH, 1 - 0.05 / height, "Do small models forget what large ones forget?", va="top", fontsize=9.5, fontweight="bold")
     unit = "Spearman's ρ between proxy and target forgetting; bar: 95 % interval"
-    figure.text(0, 1 - 0.22 / height, unit, va="top", fontsize=8, color=MUTED)
+    figure.text(0.05 / WIDTH, 1 - 0.24 / height, unit, va="top", fontsize=8, color=MUTED)
     y, ticks, labels = 0.0, [], []
     for index, (pair, results) in enumerate(pairs.items()):
         axes.text(-0.02, y + 0.1, pair, transform=axes.get_yaxis_transform(), ha="right", va="center", fontweight="bold")
@@ -46,7 +46,7 @@ def plot_study_rho(study: Study) -> Figure:
     axes.set(xlim=(lowest - 0.02, 1.0), ylim=(y - 0.4, -0.6), xlabel="ρ")
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    _rho_key(axes, 0.36 / height)
+    _rho_key(axes)
     return figure
 
 
@@ -61,7 +61,7 @@ def _draw_rho(axes: Axes, y: float, result: Mapping[str, Any], colour: str) -> N
     axes.text(1.025, y, f"{result['rho']:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
 
 
-def _rho_key(axes: Axes, rise: float) -> None:
+def _rho_key(axes: Axes) -> None:
     """What the marks mean, in one line above the axes."""
     marks: list[tuple[str, dict[str, Any]]] = [
         ("ρ", {"marker": "o", "color": MUTED, "markersize": 6}),
@@ -79,20 +79,17 @@ def plot_study_scatter(study: Study) -> Figure:
     """φ of proxy against φ of target: a row a pair, a column a rate; every point is a pair of tasks in one sequence and seed."""
     pairs = _pairs(study)
     columns = max(len(results) for results in pairs.values())
-    width, height = columns * PANEL + 0.75, len(pairs) * PANEL + 1.25
+    width, height = max(LEFT + columns * PANEL, WIDTH), len(pairs) * PANEL + 1.0
     figure = Figure(figsize=(width, height))
-    figure.text(0, 1 - 0.03 / height, "Relative forgetting, pair of tasks by pair of tasks", va="top", fontsize=9.5, fontweight="bold")
-    unit = "φ = share of a task's accuracy that is lost by a later task's end; one point a pair, sequence and seed; a colour a sequence"
-    figure.text(0, 1 - 0.22 / height, unit, va="top", fontsize=8, color=MUTED)
+    figure.text(0.05 / width, 1 - 0.05 / height, "Relative forgetting, pair of tasks by pair of tasks", va="top", fontsize=9.5, fontweight="bold")
+    unit = "φ: share of a task's accuracy lost by the end of a later task; a colour a sequence"
+    figure.text(0.05 / width, 1 - 0.24 / height, unit, va="top", fontsize=8, color=MUTED)
     limits = _phi_limits(study)
     for row, (pair, results) in enumerate(pairs.items()):
         for column, result in enumerate(results):
-            left, bottom = 0.62 + column * PANEL, height - 0.85 - (row + 1) * PANEL + 0.28
-            axes = figure.add_axes((left / width, bottom / height, (PANEL - 0.25) / width, (PANEL - 0.25) / height))
+            left, bottom = LEFT + column * PANEL, height - 0.55 - (row + 1) * PANEL
+            axes = figure.add_axes((left / width, bottom / height, (PANEL - SPACE) / width, (PANEL - SPACE) / height))
             _draw_scatter(axes, result, limits)
-            if row == 0:
-                title = f"learning rate ×{result['rate']:g}"
-                axes.text(0.5, 1.06, title, transform=axes.transAxes, ha="center", fontsize=8.5, color=MUTED)
             _frame(axes, pair, first=column == 0, last=row == len(pairs) - 1)
     return figure
 
@@ -104,15 +101,16 @@ def _draw_scatter(axes: Axes, result: Mapping[str, Any], limits: tuple[float, fl
         proxy, target = (np.clip(np.concatenate([pilot[model] for pilot in pilots]), *limits) for model in ("proxy", "target"))
         axes.scatter(proxy, target, s=11, color=HUES[index % len(HUES)], alpha=0.6, linewidth=0, clip_on=False)
     axes.axline((0, 0), slope=1, color=MUTED, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
-    axes.text(0.04, 0.96, f"ρ {result['rho']:.2f}".replace("-", "−"), transform=axes.transAxes, va="top", fontweight="bold", fontsize=9)
+    axes.text(0, 1.03, f"learning rate ×{result['rate']:g}", transform=axes.transAxes, fontsize=8.5, color=MUTED)
+    axes.text(1, 1.03, f"ρ {result['rho']:.2f}".replace("-", "−"), transform=axes.transAxes, ha="right", fontweight="bold", fontsize=8.5)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.grid()
 
 
 def _frame(axes: Axes, pair: str, *, first: bool, last: bool) -> None:
     """Numbers and names only along the outer edges."""
-    proxy, target = pair.split(" → ")
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MultipleLocator(0.25))
         axis.set_major_formatter(PercentFormatter(1, symbol=""))
     if last:
         axes.set_xlabel("φ of the proxy, percent")
@@ -120,9 +118,9 @@ def _frame(axes: Axes, pair: str, *, first: bool, last: bool) -> None:
         axes.tick_params(labelbottom=False)
     if first:
         axes.set_ylabel("φ of the target, percent")
+        axes.text(-0.36, 0.5, pair, transform=axes.transAxes, rotation=90, ha="center", va="center", fontweight="bold")
     else:
         axes.tick_params(labelleft=False)
-    axes.text(0.97, 0.04, f"{proxy} → {target}", transform=axes.transAxes, ha="right", fontsize=8, color=ACCENT if first else MUTED)
 
 
 def _phi_limits(study: Study) -> tuple[float, float]:
