@@ -128,7 +128,7 @@ def static_averages(run: Run, proxy_base: str, controllers: Sequence[str]) -> li
 
 def variant_cells(config: Config, controllers: Mapping[str, Sequence[str]], averages: Sequence[Found], cases: Sequence[Case]) -> list[Cell]:
     """Every row, training and case of the first table, and the unit's run of every case."""
-    cells = [Cell(UNIT, case, 0, TableRun(case, UNIT)) for case in cases]
+    cells = []
     for row in (FULL, *config.ablation.rows):
         for seed in range(config.ablation.num_controllers):
             for case in cases:
@@ -138,7 +138,7 @@ def variant_cells(config: Config, controllers: Mapping[str, Sequence[str]], aver
                 else:
                     asked = TableRun(case, FULL, controller=controllers.get(row, controllers[FULL])[seed], noise=noise_of(row))
                 cells.append(Cell(row, case, seed, asked))
-    return cells
+    return cells + [Cell(UNIT, case, 0, TableRun(case, UNIT)) for case in cases]
 
 
 def ablate(run: Run, bases: tuple[str, str]) -> dict[str, Any]:

@@ -53,8 +53,9 @@ def _verdict(run: Run, result: Mirroring, pilots: list[Pilot]) -> dict[str, Any]
 
 
 def as_json(result: Mirroring, pilots: list[Pilot]) -> dict[str, Any]:
-    """Result and pilots as JSON values."""
-    points = [{**asdict(pilot), **{k: getattr(pilot, k).tolist() for k in ("proxy", "target", "gaps", "tasks")}} for pilot in pilots]
+    """Result and pilots as JSON values; four digits of a φ are more than its rows can tell."""
+    columns = ("proxy", "target", "gaps", "tasks")
+    points = [{**asdict(pilot), **{column: np.round(getattr(pilot, column), 4).tolist() for column in columns}} for pilot in pilots]
     return {**asdict(result), "interval": list(result.interval), "pilots": points}
 
 

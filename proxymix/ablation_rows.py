@@ -15,7 +15,7 @@ from proxymix.table import method_title
 
 TITLES = {
     FULL: "Full controller",
-    "without_normalisation": "Raw losses: no logarithm, no normalisation",
+    "without_normalisation": "Raw losses, not normalised",
     "no_safety_reward": "Safety not rewarded",
     "mean_schedule": "Its mean schedule, open loop",
     "mean_share": "Its mean share, constant",

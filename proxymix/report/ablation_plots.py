@@ -61,7 +61,7 @@ def _draw_panel(axes: Axes, blocks: Sequence[tuple[str, Sequence[tuple[str, Row]
         y += len(rows) + 1.3
     axes.set_yticks(ticks, [name for _, rows in blocks for name, _ in rows] if named else [""] * len(ticks))
     axes.tick_params(axis="y", labelcolor=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−").replace("+0", "0"))
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
