@@ -130,6 +130,13 @@ def test_both_plots_show_every_result(tmp_path):
     assert {f"{result['rho']:.2f}" for result in study["results"]} <= shown
 
 
+def test_models_that_never_learnt_leave_an_empty_plot():
+    nothing = [Pilot("s0", 0, *np.empty((4, 0)))]
+    found = as_json(check_mirroring(nothing, np.random.default_rng(0), num_resamples=5), nothing)
+    study = example() | {"results": [{"proxy": "nano", "target": "micro", "rate": 1.0, "learning_rate": 0.002, **found}]}
+    assert len(plot_study_scatter(study).axes) == len(plot_study_rho(study).axes) == 1
+
+
 def run(folder):
     small = ["mirroring_study.pairs=[[nano,micro]]", "mirroring_study.rates=[1,2]", "mirroring_study.num_sequences=2", "mirroring_study.num_seeds=1"]
     places = [f"runs_root={folder / 'runs'}", f"cache_root={folder / 'cache'}"]

@@ -126,7 +126,8 @@ def _frame(axes: Axes, pair: str, *, first: bool, last: bool) -> None:
 def _phi_limits(study: Study) -> tuple[float, float]:
     """From just below the first percentile of φ, so that one pair that got better does not squeeze the rest; what lies beyond sits on the edge."""
     values = np.concatenate([pilot[model] for result in study["results"] for pilot in result["pilots"] for model in ("proxy", "target")])
-    return float(min(-0.05, np.quantile(values, 0.01) - 0.03)), 1.05
+    lowest = np.quantile(values, 0.01) if values.size else 0.0  # Models that learn nothing have nothing to forget.
+    return float(min(-0.05, lowest - 0.03)), 1.05
 
 
 def _pairs(study: Study) -> dict[str, list[Mapping[str, Any]]]:
