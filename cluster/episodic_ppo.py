@@ -71,7 +71,6 @@ class Outcome:
     infos: tuple[dict[str, Any], ...]
     """Of each episode's last step."""
     returns: tuple[float, ...]
-    num_env_steps: int
     num_dropped: int
     """Episodes that had to be run again because their runner died or hung."""
     sample_seconds: float
@@ -132,10 +131,9 @@ class EpisodicPPO(PPO):
         episodes, num_dropped = self._collect()
         sampled, cpu_sampled = time.perf_counter(), time.process_time()
         infos, returns = tuple(e.get_infos(-1) for e in episodes), tuple(float(e.get_return()) for e in episodes)
-        num_env_steps = sum(len(e) for e in episodes)  # Before learning: RLlib appends a step to each episode.
         self._learn(episodes)
         cpu_seconds = self.cpu_seconds - cpu_before + time.process_time() - cpu_sampled
-        self.outcome = Outcome(infos, returns, num_env_steps, num_dropped, sampled - started, time.perf_counter() - sampled, cpu_seconds)
+        self.outcome = Outcome(infos, returns, num_dropped, sampled - started, time.perf_counter() - sampled, cpu_seconds)
 
     def _learn(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         config = self.config

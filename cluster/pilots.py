@@ -67,8 +67,22 @@ def _pretrain(config: Config, model: ModelConfig, tally: ray.actor.ActorHandle, 
     return pretrain_base(config, model, lambda done, total: tally.update.remote(part, done, total))
 
 
+@dataclass(frozen=True)
+class PilotRun:
+    """One model's way through one case."""
+
+    config: Config
+    role: Literal["proxy", "target"]
+    folder: str
+    """Base of the model."""
+    case: Case
+    """With the seed of its data stream."""
+    id: str
+    """In the account."""
+
+
 def run_pilots(config: Config, folders: tuple[str, str], cases: Sequence[Case], account: Account, progress: Progress) -> list[Pilot]:
-    """Proxy and target through the same cases and seeds with uniform replay; a pilot that any run has made is not run again.
+    """Proxy and target through the same cases and seeds with uniform replay.
 
     Args:
         config: of the run.
@@ -81,30 +95,55 @@ def run_pilots(config: Config, folders: tuple[str, str], cases: Sequence[Case], 
         One Pilot per (case, seed).
     """
     plan = [(case, seed) for case in cases for seed in range(config.transfer.num_seeds)]
-    runs = [(case, seed, which) for case, seed in plan for which in (0, 1)]
-    gpus = (0, int(config.target.parallelism.use_gpu))
-    tasks = [_pilot.options(num_gpus=number) for number in gpus]
-    seeded = [replace(case, seed=case.seed + seed) for case, seed, _ in runs]
-    keys = [
-        case_key(config, ROLES[which], folders[which], case, config.transfer.replay_share) for case, (*_, which) in zip(seeded, runs, strict=True)
+    runs = [
+        PilotRun(config, role, folder, replace(case, seed=case.seed + seed), f"{case.name}/seed{seed}/{role}")
+        for case, seed in plan
+        for role, folder in zip(ROLES, folders, strict=True)
     ]
-    submissions = [partial(tasks[which].remote, config, which, folders[which], case) for case, (*_, which) in zip(seeded, runs, strict=True)]
+    matrices = iter(accuracy_matrices(config, runs, account, progress))
+    found = {(case.name, seed): (next(matrices), next(matrices)) for case, seed in plan}
+    return compared(found, len(config.sequence.anchors))
+
+
+def accuracy_matrices(config: Config, runs: Sequence[PilotRun], account: Account, progress: Progress) -> list[np.ndarray]:
+    """Validation accuracies of every run, `[A + T, A + T]`; a pilot that anyone has made is not run again.
+
+    Args:
+        config: says where results are kept, and how many runs go on at once.
+        runs: each gets a line in `account`.
+        account: of the run.
+        progress: called as pilots finish.
+    """
+    keys = [case_key(run.config, run.role, run.folder, run.case, run.config.transfer.replay_share) for run in runs]
+    submissions = [_submission(run) for run in runs]
 
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
-        case, seed, which = runs[index]
-        account.add("pilot", f"{case.name}/seed{seed}/{ROLES[which]}", ROLES[which], Cost(**result["cost"]), cached=cached)
+        account.add("pilot", runs[index].id, runs[index].role, Cost(**result["cost"]), cached=cached)
 
     at_once = max(1, config.controller.num_env_runners)
     results = run_cached_tasks(Path(config.cache_root) / "pilots", keys, submissions, at_once, progress, note)
-    matrices = {(case.name, seed, which): np.array(result["matrix"]) for (case, seed, which), result in zip(runs, results, strict=True)}
-    return [_compared(case.name, seed, matrices, len(config.sequence.anchors)) for case, seed in plan]
+    return [np.array(result["matrix"]) for result in results]
 
 
-def _compared(name: str, seed: int, matrices: Mapping[tuple[str, int, int], np.ndarray], num_anchors: int) -> Pilot:
-    # The same pairs for every seed of a sequence, so that seeds can be compared with each other.
-    known = _known_pairs([matrix for key, matrix in matrices.items() if key[0] == name], num_anchors)
-    proxy, target = (relative_forgetting(matrices[name, seed, which])[known] for which in (0, 1))
-    return Pilot(name, seed, proxy[:, 2], target[:, 2], proxy[:, 0])
+def _submission(run: PilotRun) -> Callable[[], ray.ObjectRef]:
+    which = ROLES.index(run.role)
+    task = _pilot.options(num_gpus=int(which and run.config.target.parallelism.use_gpu))
+    return partial(task.remote, run.config, which, run.folder, run.case)
+
+
+def compared(matrices: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]], num_anchors: int) -> list[Pilot]:
+    """φ of both models on the same pairs, which are the same for all seeds of a sequence, so that seeds can be compared with each other.
+
+    Args:
+        matrices: of (proxy, target), by sequence and seed.
+        num_anchors: A of their sizes.
+    """
+    pilots = []
+    for (name, seed), both in matrices.items():
+        known = _known_pairs([matrix for key, pair in matrices.items() if key[0] == name for matrix in pair], num_anchors)
+        proxy, target = (relative_forgetting(matrix)[known] for matrix in both)
+        pilots.append(Pilot(name, seed, proxy[:, 2], target[:, 2], gaps=proxy[:, 0], tasks=proxy[:, 1]))
+    return pilots
 
 
 @ray.remote(num_cpus=1, max_retries=2)

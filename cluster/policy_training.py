@@ -159,8 +159,10 @@ def freeze_controller(config: Config, result: TrainingResult, training_flops: in
         "versions": {name: importlib.metadata.version(name) for name in ("proxymix", "ray", "torch", "numpy")},
         "training_cost": cost,
         "training_flops": training_flops,
+        "decide_every": config.controller.decide_every,
     }
-    return save_controller(out, result.parameters, name="proxymix", architecture=config.controller.architecture, facts=facts)
+    controller = config.controller
+    return save_controller(out, result.parameters, name="proxymix", architecture=controller.architecture, facts=facts, without=controller.without)
 
 
 def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iteration: int) -> Row:
@@ -174,7 +176,7 @@ def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iter
     return {
         "iteration": iteration,
         "episodes": len(outcome.returns),
-        "stages": outcome.num_env_steps,
+        "stages": len(outcome.returns) * len(case.tasks) * config.tuning.stages_per_task,
         "case": case.name,
         "score_mean": float(np.mean(scores)),
         "score_sd": float(np.std(scores)),

@@ -20,6 +20,7 @@ from proxymix.cases import Case, proxy_builder
 from proxymix.config import Config
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import baseline
+from proxymix.episode import unrewarded
 from proxymix.reward import final_score
 
 REFERENCES = ("ramp_10", "random_20")
@@ -35,7 +36,8 @@ def with_references(
     """
     if config.controller.reward.kind != "paired":
         return tuple(cases)
-    keys = [case_key(config, "proxy", base_folder, case, REFERENCES) for case in cases]
+    judged = [] if config.controller.reward.safety else ["without safety"]
+    keys = [case_key(config, "proxy", base_folder, case, [*REFERENCES, *judged]) for case in cases]
     submissions = [partial(_reference_runs.remote, config, base_folder, case) for case in cases]
 
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
@@ -55,7 +57,7 @@ def _reference_runs(config: Config, base_folder: str, case: Case) -> dict[str, A
     for method in REFERENCES:
         run = builder.build(case)
         run_continual(run, baseline(method))
-        scores.append(final_score(run.validation_accuracies()))
+        scores.append(final_score(run.validation_accuracies(), unrewarded(config.controller.reward, run)))
         flops += run.flops
     return {"scores": scores, "cost": asdict(meter.read(flops))}
 

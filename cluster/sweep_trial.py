@@ -28,6 +28,7 @@ from proxymix.cases import Case, proxy_builder
 from proxymix.config import Config
 from proxymix.continual import run_continual
 from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.held import HeldDecisions
 from proxymix.controllers.policy import build_policy
 from proxymix.env import ParallelTuningEnv
 from proxymix.reward import final_score
@@ -56,7 +57,9 @@ def validate_policy(config: Config, base_folder: str, parameters: Mapping[str, N
     """The policy as it would be frozen, without exploration, through every case; each case knows its reference scores."""
     builder = kept_builder(proxy_builder, config.model_dump_json(), base_folder)
     frozen = {name: value.astype(np.float32) for name, value in parameters.items()}
-    controller = FrozenController(build_policy(config.controller.architecture, frozen), {"name": "trial"})
+    settings = config.controller
+    policy = build_policy(settings.architecture, frozen, without=settings.without)
+    controller = HeldDecisions(FrozenController(policy, {"name": "trial"}), settings.decide_every)
     meter, scores, flops = Meter(), [], 0
     for case in cases:
         run = builder.build(case)

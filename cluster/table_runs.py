@@ -23,6 +23,8 @@ from proxymix.config import Config
 from proxymix.continual import ContinualRun, run_continual
 from proxymix.controllers.controls import ShuffledObservations, untrained
 from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.held import HeldDecisions
+from proxymix.controllers.noisy_readings import NoisyReadings
 from proxymix.controllers.rivals import Found, rival
 from proxymix.evaluation.exactness import ScoringJournal
 from proxymix.types import Controller
@@ -41,6 +43,8 @@ class TableRun:
     """What was chosen for this method, if anything."""
     controller: str | None = None
     """Folder of the frozen controller that the method asks."""
+    noise: float = 0.0
+    """Standard deviation of the noise on the readings it is shown, relative to them; an ablation."""
 
 
 def run_table(
@@ -68,10 +72,12 @@ def run_table(
 
 
 def _rule(config: Config, run: TableRun) -> Any:
-    sha256 = FrozenController.load(run.controller).sha256 if run.controller else None
+    frozen = FrozenController.load(run.controller) if run.controller else None
+    asked = [frozen.sha256, frozen.card.get("decide_every", 1), run.noise] if frozen else None
     controller = config.controller
-    untrained_as = [controller.architecture, controller.hidden_units, controller.max_sources] if run.method == "untrained" else None
-    return ["table", run.method, asdict(run.found), sha256, untrained_as, config.evaluation.test_size, controller.reward.gamma]
+    shape = [controller.architecture, controller.hidden_units, controller.max_sources, controller.without]
+    untrained_as = shape if run.method == "untrained" else None
+    return ["table", run.method, asdict(run.found), asked, untrained_as, config.evaluation.test_size, controller.reward.gamma]
 
 
 @ray.remote(num_cpus=1, max_retries=3)
@@ -96,11 +102,14 @@ def _table_run(config: Config, role: Role, base_folder: str, asked: TableRun) ->
 def _controller(config: Config, asked: TableRun, run: ContinualRun) -> Controller:
     if asked.method == "untrained":
         controller = config.controller
-        return untrained(controller.architecture, controller.hidden_units, controller.max_sources, config.seed)
+        return untrained(controller.architecture, controller.hidden_units, controller.max_sources, config.seed, without=controller.without)
     if asked.controller is None:
         return rival(asked.method, run, asked.found)
     frozen = FrozenController.load(asked.controller)
-    return ShuffledObservations(frozen, asked.case.seed) if asked.method == "shuffled" else frozen
+    held = HeldDecisions(frozen, frozen.card.get("decide_every", 1))
+    if asked.noise:
+        return NoisyReadings(held, asked.noise, asked.case.seed)
+    return ShuffledObservations(held, asked.case.seed) if asked.method == "shuffled" else held
 
 
 def _tests(builder: CaseBuilder, case: Case, run: ContinualRun, gamma: float) -> ScoringJournal:

@@ -26,8 +26,9 @@ from cluster.ranks import Ranks, SharedController
 from proxymix.account import Account
 from proxymix.artifacts import read_json, read_jsonl, target_folder, write_json
 from proxymix.cases import Case, CaseBuilder, sequence_tasks
-from proxymix.config import Config
+from proxymix.config import PROXYMIX, Config
 from proxymix.continual import run_continual
+from proxymix.controllers.held import HeldDecisions
 from proxymix.errors import UserError
 from proxymix.journal import RunJournal, is_finished
 from proxymix.learners.learner import Learner, NonFiniteLossError
@@ -164,7 +165,12 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
     tasks = sequence_tasks(config)
     run = builder.build(Case(f"{config.name}/{method}/seed{seed}", tasks, (config.tuning.steps_per_stage,) * len(tasks), seed))
     journal.resume(run)
-    with closing(SharedController(method, partial(plan.controller_for, method, seed), ranks)) as controller:
+    every = config.controller.decide_every if method == PROXYMIX else 1
+
+    def build() -> Controller:
+        return HeldDecisions(plan.controller_for(method, seed), every, journal.last_decision)
+
+    with closing(SharedController(method, build, ranks)) as controller:
         try:
             run_continual(run, controller, journal if ranks.rank == 0 else None)
         except NonFiniteLossError as error:

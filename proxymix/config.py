@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from proxymix.ablation_config import AblationConfig
 from proxymix.benchmark_config import BenchmarkConfig
 from proxymix.controller_config import ControllerConfig, CurriculumConfig
 from proxymix.errors import UserError
+from proxymix.study_config import MirroringStudyConfig
 from proxymix.sweep_config import SweepConfig
 from proxymix.tuning_config import (
     LoraConfig,
@@ -155,6 +157,8 @@ class Config(Strict):
     controller: ControllerConfig = ControllerConfig()
     sweep: SweepConfig = SweepConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    ablation: AblationConfig = AblationConfig()
+    mirroring_study: MirroringStudyConfig = MirroringStudyConfig()
     transfer: TransferConfig = TransferConfig()
     service: ServiceConfig = ServiceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

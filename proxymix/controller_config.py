@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from proxymix.feature_groups import FLAT_GROUPS, FeatureGroup
 from proxymix.tuning_config import SourceSpec, Strict
 
 
@@ -20,6 +21,8 @@ class RewardConfig(Strict):
     """Eq. 6, weight of the safety score."""
     gamma: float = Field(default=1.0, ge=0)
     """Eq. 7, weight of over-refusal."""
+    safety: bool = True
+    """Whether safety is rewarded: the safety anchor counts in the J of the paired reward; Eq. 6 has its safety term. False: an ablation."""
     paired_scale: float = Field(default=0.02, gt=0)
     """Accuracy difference worth a reward of 1."""
 
@@ -77,6 +80,10 @@ class ControllerConfig(Strict):
     """equivariant: tanh units beside the linear features (0: linear). flat: width of both hidden layers (0: the paper's 256)."""
     max_sources: int = Field(default=12, ge=2)
     """Slots of the observation in training (and for ever, when flat): tasks plus anchors."""
+    without: list[FeatureGroup] = Field(default_factory=list)
+    """Groups of features the policy does without, for ablations (`proxymix.feature_groups`); the card of the frozen controller says so."""
+    decide_every: int = Field(default=1, ge=1)
+    """Stages that a decision lasts; every task begins with one."""
     exploration: Literal["per_episode", "per_decision"] = "per_episode"
     """Whether exploration noise is drawn once an episode (state-dependent) or afresh at each decision (the paper)."""
     initial_sigma: float = Field(default=0.6, gt=0)
@@ -96,6 +103,12 @@ class ControllerConfig(Strict):
     ppo: PPOConfig = PPOConfig()
     reward: RewardConfig = RewardConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+
+    @model_validator(mode="after")
+    def _has_what_it_lacks(self) -> ControllerConfig:
+        if unknown := sorted(set(self.without) - set(FLAT_GROUPS)) if self.architecture == "flat" else []:
+            raise ValueError(f"without must be of {', '.join(FLAT_GROUPS)} for a flat controller, got {', '.join(unknown)}")
+        return self
 
     @property
     def learning_rate(self) -> float:

@@ -1,4 +1,5 @@
-"""The proxy environments: Gymnasium's shells over the one stage loop. A step is one stage of real tuning, an episode one whole run.
+"""The proxy environments: Gymnasium's shells over the one stage loop. A step lasts from one decision to the next
+(`controller.decide_every` stages of real tuning), an episode is one whole run.
 
 reset: case → ContinualRun → observation          step: action → mixture → advance_together → observation, reward
 
@@ -23,7 +24,7 @@ from proxymix.config import Config
 from proxymix.continual import ContinualRun, advance_together
 from proxymix.controllers.policy import build_policy, initial_parameters
 from proxymix.episode import Episode, Observation, StepResult
-from proxymix.types import SourceReading, StageBoundary
+from proxymix.types import Decision, SourceReading, StageBoundary
 
 ACTION_BOUND = 20.0
 """Logits beyond it change nothing that whole samples could show."""
@@ -39,7 +40,7 @@ class ProxyStages:
         self.config, self.cases = config, list(cases)
         controller = config.controller
         parameters = initial_parameters(controller.architecture, controller.hidden_units, controller.max_sources, np.random.default_rng(0))
-        self.policy = build_policy(controller.architecture, parameters, slots=controller.max_sources)
+        self.policy = build_policy(controller.architecture, parameters, controller.max_sources, controller.without)
         self.builder = proxy_builder(config, base_folder, num_replicas=num_proxies)
         self.num_proxies, self.case_index = num_proxies, 0
         self.episodes: list[Episode] = []
@@ -55,8 +56,15 @@ class ProxyStages:
         return [episode.observation() for episode in self.episodes]
 
     def step(self, actions: Sequence[NDArray[np.float32]]) -> list[StepResult]:
-        """One stage of every proxy, each with its own action's mixture."""
+        """What a decision lasts, `controller.decide_every` stages or to the end of the task, of every proxy with its own action's mixture."""
         decisions = [episode.decision(action) for episode, action in zip(self.episodes, actions, strict=True)]
+        results = self._stage(decisions)
+        while self.episodes[0].run.stage_index % self.config.controller.decide_every:
+            later = self._stage(decisions)
+            results = [(seen, before + reward, done, info) for (_, before, _, _), (seen, reward, done, info) in zip(results, later, strict=True)]
+        return results
+
+    def _stage(self, decisions: Sequence[Decision]) -> list[StepResult]:
         runs = [episode.run for episode in self.episodes]
         records = advance_together(runs, decisions)
         splits = self.episodes[0].judged_splits  # The same for all: they stand at the same place.
@@ -93,7 +101,7 @@ class ContinualTuningEnv(gymnasium.Env[Observation, Observation]):
         return observation, {"case": self.stages.episodes[0].case.name}
 
     def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Tunes one stage with the action's mixture."""
+        """Tunes with the action's mixture until the next decision."""
         assert self.stages.episodes, "call reset before step"
         ((observation, reward, done, info),) = self.stages.step([action])
         return observation, reward, done, False, info
@@ -126,7 +134,7 @@ class ParallelTuningEnv(gymnasium.vector.VectorEnv[Observation, Observation, NDA
         return np.stack(observations), {}
 
     def step(self, actions: Observation) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Tunes one stage of each with its action's mixture; after the last stage, the next call resets instead."""
+        """Tunes each with its action's mixture until the next decision; after the last stage, the next call resets instead."""
         never = np.zeros(self.num_envs, dtype=np.bool_)
         if self.done:
             return self.reset()[0], np.zeros(self.num_envs), never, never, {}

@@ -48,7 +48,7 @@ class Episode:
         """What must be answered to judge the stage just tuned: everything at the end, else what the reward of each stage wants."""
         if self.run.done:
             return self.run.validation_splits
-        anchor = self.run.safety_anchor if self.reward.kind == "paper" else None
+        anchor = self.run.safety_anchor if self.reward.kind == "paper" and self.reward.safety else None
         return {anchor.name: anchor.validation} if anchor else {}
 
     def judge(self, record: StageRecord, right: Mapping[str, Tensor]) -> StepResult:
@@ -60,7 +60,7 @@ class Episode:
 
     def _reward(self, record: StageRecord, right: Mapping[str, Tensor], info: dict[str, Any]) -> float:
         if self.reward.kind == "paper":
-            anchor = self.run.safety_anchor
+            anchor = self.run.safety_anchor if self.reward.safety else None
             safety = None if anchor is None else validation_safety(anchor, right[anchor.name], self.reward.gamma)
             trained = record.boundary.current.name
             return paper_reward(self.run.observe(), trained, lambda_=self.reward.lambda_, beta=self.reward.beta, safety=safety)
@@ -70,7 +70,7 @@ class Episode:
 
     def _final_info(self, accuracies: dict[str, float]) -> dict[str, Any]:
         return {
-            "score": final_score(accuracies),
+            "score": final_score(accuracies, unrewarded(self.reward, self.run)),
             "accuracies": accuracies,
             "replay_share": float(np.mean([record.replay_share for record in self.records])),
             "num_tokens": sum(record.num_tokens for record in self.records),
@@ -78,6 +78,11 @@ class Episode:
             "flops": self.run.flops,
             "case": self.case.name,
         }
+
+
+def unrewarded(reward: RewardConfig, run: ContinualRun) -> str | None:
+    """Name of the source that does not count in J; None: all do."""
+    return run.safety_anchor.name if run.safety_anchor and not reward.safety else None
 
 
 def validation_safety(anchor: EncodedSource, right: Tensor, gamma: float) -> float:

@@ -22,7 +22,7 @@ from proxymix.artifacts import read_jsonl, write_folder, write_json, write_jsonl
 from proxymix.continual import ContinualRun
 from proxymix.learners.learner import Learner
 from proxymix.learners.models import save_model
-from proxymix.types import StageRecord
+from proxymix.types import Decision, StageRecord
 
 
 def record_row(record: StageRecord) -> dict[str, Any]:
@@ -76,6 +76,14 @@ class RunJournal:
     def finished(self) -> bool:
         """Whether this run is over."""
         return is_finished(self.folder)
+
+    @property
+    def last_decision(self) -> Decision | None:
+        """Of the stage before; None before the first."""
+        if not self.rows:
+            return None
+        row = self.rows[-1]
+        return Decision(row["weights"], row["controller"]["name"], row["controller"]["sha256"], row["fallback"])
 
     def resume(self, run: ContinualRun) -> bool:
         """Puts `run` and its learner where the last stage boundary left them; False when there is nothing to go on from."""

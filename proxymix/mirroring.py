@@ -8,8 +8,8 @@ Paper, Table 2; what it leaves open (protocol, interval, test) is decided in `pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field
+from itertools import combinations, permutations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,8 @@ class Pilot:
     """φ, `[num_pairs]`."""
     gaps: FloatArray
     """j − i of every pair, `[num_pairs]`: how long ago the task was learnt."""
+    tasks: FloatArray = field(default_factory=lambda: np.empty(0))
+    """i of every pair, `[num_pairs]`; with the gap it says which pair it is. Empty: not known, then there is no null."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Mirroring:
     partial_rho: float
     """ρ with the gap j − i held fixed: mirroring beyond 'older is more forgotten'."""
     per_sequence: dict[str, float]
+    null_rho: float | None = None
+    """Mean ρ of the proxy on one sequence with the target on another, on the pairs of places that both know: what places alone explain."""
 
 
 def ranks(values: ArrayLike) -> FloatArray:
@@ -91,6 +95,7 @@ def check_mirroring(pilots: Sequence[Pilot], rng: np.random.Generator, num_resam
         ceiling=_seed_ceiling(pilots),
         partial_rho=float(np.mean([partial_spearman(p.proxy, p.target, p.gaps) for p in pilots])),
         per_sequence={name: float(np.mean(values)) for name, values in by_sequence.items()},
+        null_rho=_other_order(pilots),
     )
 
 
@@ -121,6 +126,16 @@ def _permutation_p(pilots: Sequence[Pilot], rho: float, rng: np.random.Generator
         permuted = np.mean([_correlation(proxy[np.argsort(keys[sequence][: len(proxy)])], target) for sequence, proxy, target in ranked])
         exceeding += bool(permuted >= rho - 1e-12)  # Equal orders may differ in the last bit of their sums.
     return (exceeding + 1) / (num_resamples + 1)
+
+
+def _other_order(pilots: Sequence[Pilot]) -> float | None:
+    places = [{pair: index for index, pair in enumerate(zip(p.tasks.tolist(), p.gaps.tolist(), strict=False))} for p in pilots]
+    found = []
+    for (one, ours), (other, theirs) in permutations(zip(pilots, places, strict=True), 2):
+        shared = [pair for pair in ours if pair in theirs]
+        if one.sequence != other.sequence and one.seed == other.seed and len(shared) > 2:
+            found.append(spearman(one.proxy[[ours[pair] for pair in shared]], other.target[[theirs[pair] for pair in shared]]))
+    return float(np.mean(found)) if found else None
 
 
 def _seed_ceiling(pilots: Sequence[Pilot]) -> float | None:

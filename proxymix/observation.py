@@ -63,11 +63,12 @@ def last_change(scores: FloatArray) -> float:
     return float(scores[-1] - scores[-2]) if len(scores) > 1 else 0.0
 
 
-def flat_observation(boundary: StageBoundary, max_sources: int) -> FloatArray:
+def flat_observation(boundary: StageBoundary, max_sources: int, *, in_nats: bool = False) -> FloatArray:
     """The paper's state s = [ℓ̃_1..ℓ̃_T, Δℓ̃_1..Δℓ̃_T, onehot(k), p], `[3·max_sources + 1]`, zero for sources not yet visible.
 
     Slot i is the i-th visible source: anchors first, then tasks in the order they came. p ∈ [0, 1) is the progress inside the task.
     The paper reads every source at every decision; of one that was not, this is the state at its last reading, the change per stage.
+    With `in_nats` ℓ stands for ℓ̃ (an ablation).
 
     Raises:
         ValueError: more sources are visible than `max_sources`.
@@ -76,7 +77,8 @@ def flat_observation(boundary: StageBoundary, max_sources: int) -> FloatArray:
         raise ValueError(f"sources must number at most {max_sources} for a flat controller, got {len(boundary.sources)}; train an equivariant one")
     state = np.zeros((3, max_sources))
     for slot, source in enumerate(boundary.sources):
-        scores = normalised(source.losses[: len(source.losses) - source.age])
+        read = source.losses[: len(source.losses) - source.age]
+        scores = np.asarray(read) if in_nats else normalised(read)
         state[:, slot] = scores[-1], last_change(scores) / source.interval, source.role == "current"
     return np.append(state.ravel(), boundary.stage_index / boundary.num_stages)
 
@@ -154,3 +156,12 @@ def _relative_slope(source: SourceReading) -> float:
 def _log_scale(nats: float) -> float:
     """Logarithm of a loss, shifted and scaled so that 0.01 to 5 nats span about −1 to 2."""
     return (math.log(max(nats, 0.0) + _LOSS_FLOOR) + 1.5) / 1.5
+
+
+def in_nats(scaled: FloatArray) -> FloatArray:
+    """The losses that `log_…` features of losses stand for, nats.
+
+    >>> in_nats(np.array([_log_scale(0.5)])).round(9).tolist()
+    [0.5]
+    """
+    return np.exp(1.5 * scaled - 1.5) - _LOSS_FLOOR

@@ -50,6 +50,10 @@ def paired_reward(score: float, reference_scores: Sequence[float], scale: float)
     return round((score - float(np.mean(reference_scores))) / scale, 9)
 
 
-def final_score(accuracies: Mapping[str, float]) -> float:
-    """J: mean validation accuracy over the tasks and anchors at the end of a run, in [0, 1]."""
-    return float(np.mean(list(accuracies.values())))
+def final_score(accuracies: Mapping[str, float], leave_out: str | None = None) -> float:
+    """J: mean validation accuracy over the tasks and anchors at the end of a run, in [0, 1]; one source may be left out of it (an ablation).
+
+    >>> final_score({"math": 0.5, "safety": 1.0}), final_score({"math": 0.5, "safety": 1.0}, leave_out="safety")
+    (0.75, 0.5)
+    """
+    return float(np.mean([accuracy for name, accuracy in accuracies.items() if name != leave_out]))

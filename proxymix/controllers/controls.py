@@ -12,6 +12,7 @@ import numpy as np
 
 from proxymix.controllers.frozen import FrozenController
 from proxymix.controllers.policy import build_policy, initial_parameters
+from proxymix.feature_groups import Groups
 from proxymix.types import Controller, Decision, StageBoundary
 
 
@@ -38,7 +39,7 @@ class ShuffledObservations:
         return replace(self.controller.decide(replace(boundary, sources=tuple(shown))), controller=self.name)
 
 
-def untrained(architecture: str, hidden_units: int, max_sources: int, seed: int, name: str = "untrained") -> FrozenController:
-    """The controller that training starts from, frozen at once; arguments as `initial_parameters` takes them."""
+def untrained(architecture: str, hidden_units: int, max_sources: int, seed: int, name: str = "untrained", without: Groups = ()) -> FrozenController:
+    """The controller that training starts from, frozen at once; arguments as `initial_parameters` and `build_policy` take them."""
     parameters = initial_parameters(architecture, hidden_units, max_sources, np.random.default_rng(seed))
-    return FrozenController(build_policy(architecture, parameters), {"name": name})
+    return FrozenController(build_policy(architecture, parameters, without=without), {"name": name})

@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from proxymix.artifacts import write_bytes, write_json
 from proxymix.controllers.policy import EquivariantPolicy, FlatPolicy, Parameters, build_policy
 from proxymix.errors import UserError
+from proxymix.feature_groups import Groups
 from proxymix.observation import CONTEXT_FEATURES, SOURCE_FEATURES, Normalisation
 from proxymix.types import Decision, StageBoundary
 
@@ -34,7 +35,9 @@ def observation_names(architecture: str) -> list[str]:
     return [f"context.{name}" for name in CONTEXT_FEATURES] + [f"source.{name}" for name in SOURCE_FEATURES]
 
 
-def save_controller(folder: str | Path, parameters: Parameters, *, name: str, architecture: str, facts: Mapping[str, Any]) -> str:
+def save_controller(
+    folder: str | Path, parameters: Parameters, *, name: str, architecture: str, facts: Mapping[str, Any], without: Groups = ()
+) -> str:
     """Freezes `parameters` into `folder`, each file written whole or not at all, the card last.
 
     Args:
@@ -43,11 +46,14 @@ def save_controller(folder: str | Path, parameters: Parameters, *, name: str, ar
         name: as it stands in tables and answers.
         architecture: `equivariant` or `flat`.
         facts: what else the card should tell: training sequences, seed, versions, cost.
+        without: groups of features it has learnt to do without.
 
     Returns:
         SHA-256 of the weights file.
     """
-    weights = save({key: np.ascontiguousarray(value, dtype=np.float32) for key, value in sorted(parameters.items())})
+    # In the weights' file too, so that the hash tells apart two policies that read different things with equal weights.
+    metadata = {"without": ",".join(sorted(without))} if without else None
+    weights = save({key: np.ascontiguousarray(value, dtype=np.float32) for key, value in sorted(parameters.items())}, metadata)
     digest = hashlib.sha256(weights).hexdigest()
     card = {
         "schema_version": SCHEMA_VERSION,
@@ -55,6 +61,7 @@ def save_controller(folder: str | Path, parameters: Parameters, *, name: str, ar
         "architecture": architecture,
         "max_sources": build_policy(architecture, parameters).max_sources,
         "observation": observation_names(architecture),
+        "without": sorted(without),
         "normalisation": asdict(Normalisation()),
         "sha256": digest,
         **facts,
@@ -111,7 +118,7 @@ class FrozenController:
                 raise UserError(
                     f"controller {str(folder)!r}: {field} must be {expected}, got {found}; the folder is damaged or of another version, train anew"
                 )
-        return cls(build_policy(card["architecture"], load(weights)), card)
+        return cls(build_policy(card["architecture"], load(weights), without=card.get("without", ())), card)
 
     def decide(self, boundary: StageBoundary) -> Decision:
         """The policy's mean action as mixture weights; deterministic."""

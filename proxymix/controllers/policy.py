@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from proxymix.feature_groups import Groups, flat_without_groups, without_groups
 from proxymix.mixture import masked_mixture, share_split_mixture
 from proxymix.observation import CONTEXT_FEATURES, SOURCE_FEATURES, equivariant_layout, equivariant_observation, flat_observation
 from proxymix.types import StageBoundary
@@ -55,14 +56,15 @@ class EquivariantPolicy:
 
     max_sources = None
 
-    def __init__(self, parameters: Parameters, slots: int | None = None) -> None:
-        """Args: `slots` pads observations and actions to a fixed size (training); None: as many as are visible."""
+    def __init__(self, parameters: Parameters, slots: int | None = None, without: Groups = ()) -> None:
+        """Args: `slots` pads observations and actions to a fixed size (training); None: as many as are visible. `without`: groups left out."""
         self.parameters = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
-        self.slots = slots
+        self.slots, self.without = slots, without
 
     def observe(self, boundary: StageBoundary) -> FloatArray:
         """`equivariant_observation` at this boundary's size (or padded to `slots`)."""
-        return equivariant_observation(boundary, self.slots or len(boundary.sources))
+        slots = self.slots or len(boundary.sources)
+        return without_groups(equivariant_observation(boundary, slots), slots, self.without)
 
     def act(self, observation: FloatArray) -> FloatArray:
         """Share logit at the current slot, split logits at the replayable ones, 0 elsewhere."""
@@ -89,14 +91,15 @@ class FlatPolicy:
     Parameters: `weight_0 [H, 3T+1]`, `bias_0 [H]`, `weight_1 [H, H]`, `bias_1 [H]`, `weight_2 [T, H]`, `bias_2 [T]`.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
-        """The number of sources T is read off the last layer."""
+    def __init__(self, parameters: Parameters, without: Groups = ()) -> None:
+        """The number of sources T is read off the last layer. Args: `without`: groups of features left out."""
         self.parameters = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
-        self.max_sources = len(self.parameters["bias_2"])
+        self.max_sources, self.without = len(self.parameters["bias_2"]), without
 
     def observe(self, boundary: StageBoundary) -> FloatArray:
         """`flat_observation`, `[3T+1]`."""
-        return flat_observation(boundary, self.max_sources)
+        state = flat_observation(boundary, self.max_sources, in_nats="normalisation" in self.without)
+        return flat_without_groups(state, self.max_sources, self.without)
 
     def act(self, observation: FloatArray) -> FloatArray:
         """Logits, `[T]`."""
@@ -135,6 +138,6 @@ def initial_parameters(architecture: str, hidden_units: int, max_sources: int, r
     return parameters
 
 
-def build_policy(architecture: str, parameters: Parameters, slots: int | None = None) -> EquivariantPolicy | FlatPolicy:
+def build_policy(architecture: str, parameters: Parameters, slots: int | None = None, without: Groups = ()) -> EquivariantPolicy | FlatPolicy:
     """The policy of that architecture; `slots` pads an equivariant one to the fixed size that training needs."""
-    return FlatPolicy(parameters) if architecture == "flat" else EquivariantPolicy(parameters, slots)
+    return FlatPolicy(parameters, without) if architecture == "flat" else EquivariantPolicy(parameters, slots, without)
