@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cluster.policy_training import Row, freeze_controller, train_policy
 from cluster.reference_runs import with_references
 from cluster.session import ray_session
@@ -37,13 +39,13 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
     return controller
 
 
-def account_for(account: Account, row: Row, prefix: str = "") -> None:
+def account_for(account: Account, row: Row, prefix: str = "", model: Literal["proxy", "target"] = "proxy") -> None:
     """A line an iteration; another for its lost episodes, which were run again and cost at most what all cost on average."""
     cost = Cost(row["flops"], row["cpu_seconds"])
-    account.add("episodes", prefix + line_id(row), "proxy", cost, episodes=row["episodes"])
+    account.add("episodes", prefix + line_id(row), model, cost, episodes=row["episodes"])
     if lost := row["num_dropped"]:
         share = lost / row["episodes"]
-        account.add("episodes", prefix + line_id(row), "proxy", Cost(round(share * cost.flops), share * cost.cpu_seconds), episodes=lost)
+        account.add("episodes", prefix + line_id(row), model, Cost(round(share * cost.flops), share * cost.cpu_seconds), episodes=lost)
 
 
 def line_id(row: Row) -> str:
