@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -28,11 +28,17 @@ REFERENCES = ("ramp_10", "random_20")
 
 
 def with_references(
-    config: Config, base_folder: str, cases: Sequence[Case], account: Account, progress: Callable[[int, int], None] = lambda done, total: None
+    config: Config,
+    base_folder: str,
+    cases: Sequence[Case],
+    account: Account,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    model: Literal["proxy", "target"] = "proxy",
 ) -> tuple[Case, ...]:
     """`cases` with J of the reference controllers; as they are when the reward does not need them.
 
-    Runs as many cases at a time as there are env runners; what any run has found out is not run again. `account` gets a line a case.
+    Runs as many cases at a time as there are env runners; what any run has found out is not run again. `account` gets a line a case, of `model`:
+    an oracle's proxy is the target.
     """
     if config.controller.reward.kind != "paired":
         return tuple(cases)
@@ -42,7 +48,7 @@ def with_references(
 
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
         # The key too: trials of a sweep have cases of one name that are not the same.
-        account.add("reference", f"{cases[index].name}/{keys[index][:8]}", "proxy", Cost(**result["cost"]), cached=cached, episodes=len(REFERENCES))
+        account.add("reference", f"{cases[index].name}/{keys[index][:8]}", model, Cost(**result["cost"]), cached=cached, episodes=len(REFERENCES))
 
     at_once = max(1, config.controller.num_env_runners)
     results = run_cached_tasks(Path(config.cache_root) / "references", keys, submissions, at_once, progress, note)

@@ -19,18 +19,22 @@ from cluster.tasks import kept_builder, run_cached_tasks
 from cluster.tuning import target_builder
 from proxymix.account import Meter
 from proxymix.cases import Case, CaseBuilder, proxy_builder
-from proxymix.config import Config
+from proxymix.config import Config, LoraConfig
 from proxymix.continual import ContinualRun, run_continual
+from proxymix.controllers.baselines import baseline
 from proxymix.controllers.controls import ShuffledObservations, untrained
 from proxymix.controllers.frozen import FrozenController
 from proxymix.controllers.held import HeldDecisions
 from proxymix.controllers.noisy_readings import NoisyReadings
 from proxymix.controllers.rivals import Found, rival
 from proxymix.evaluation.exactness import ScoringJournal
+from proxymix.learners.orthogonal import OrthogonalLearner
 from proxymix.types import Controller
 
 Role = Literal["proxy", "target"]
-BUILDERS = {"proxy": proxy_builder, "target": target_builder}
+OLORA = "olora"
+ADAPTERS = LoraConfig(rank=8, alpha=32.0)
+"""O-LoRA's where the target has none: the original's; few directions, or the tasks of a sequence would not find any left."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def run_table(
         progress: called with (done, total).
         done: called with each result's index, itself, and whether it was in the cache.
     """
-    keys = [case_key(config, role, base_folder, run.case, _rule(config, run)) for run in runs]
+    keys = [case_key(_config(config, run.method), role, base_folder, run.case, _rule(config, run)) for run in runs]
     task = _table_run.options(num_gpus=int(role == "target" and config.target.parallelism.use_gpu))
     submissions = [partial(task.remote, config, role, base_folder, run) for run in runs]
     return run_cached_tasks(Path(config.cache_root) / "table", keys, submissions, max(1, config.controller.num_env_runners), progress, done)
@@ -82,7 +86,8 @@ def _rule(config: Config, run: TableRun) -> Any:
 
 @ray.remote(num_cpus=1, max_retries=3)
 def _table_run(config: Config, role: Role, base_folder: str, asked: TableRun) -> dict[str, Any]:
-    builder = kept_builder(BUILDERS[role], config.model_dump_json(), base_folder)
+    make = orthogonal_builder if asked.method == OLORA else {"proxy": proxy_builder, "target": target_builder}[role]
+    builder = kept_builder(make, _config(config, asked.method).model_dump_json(), base_folder)
     meter, run = Meter(int(config.target.parallelism.use_gpu and role == "target")), builder.build(asked.case)
     scores = _tests(builder, asked.case, run, config.controller.reward.gamma)
     records = run_continual(run, _controller(config, asked, run), scores)
@@ -99,12 +104,27 @@ def _table_run(config: Config, role: Role, base_folder: str, asked: TableRun) ->
     }
 
 
+def _config(config: Config, method: str) -> Config:
+    """As given; O-LoRA's target has adapters, whatever the other rows tune."""
+    if method != OLORA:
+        return config
+    target = config.target.model_copy(
+        update={"model": config.target.model.model_copy(update={"implementation": "transformers"}), "lora": config.target.lora or ADAPTERS}
+    )
+    return config.model_copy(update={"target": target})
+
+
+def orthogonal_builder(config: Config, base_folder: str) -> CaseBuilder:
+    """Builds runs of the target that are tuned by O-LoRA."""
+    return target_builder(config, base_folder, learner=OrthogonalLearner)
+
+
 def _controller(config: Config, asked: TableRun, run: ContinualRun) -> Controller:
     if asked.method == "untrained":
         controller = config.controller
         return untrained(controller.architecture, controller.hidden_units, controller.max_sources, config.seed, without=controller.without)
     if asked.controller is None:
-        return rival(asked.method, run, asked.found)
+        return baseline("no_replay") if asked.method == OLORA else rival(asked.method, run, asked.found)
     frozen = FrozenController.load(asked.controller)
     held = HeldDecisions(frozen, frozen.card.get("decide_every", 1))
     if asked.noise:
@@ -116,11 +136,6 @@ def _tests(builder: CaseBuilder, case: Case, run: ContinualRun, gamma: float) ->
     tests = {spec.label: builder.test(spec) for spec in (*builder.config.sequence.anchors, *case.tasks)}
     harmful = {name: torch.tensor(rows) for name, (_, rows) in tests.items() if rows is not None}
     return ScoringJournal(run, {name: split for name, (split, _) in tests.items()}, harmful, gamma)
-
-
-def mapping_of(method: str, number: float) -> Found:
-    """What was found for one row named by a word instead of a number."""
-    return Found(numbers={method: number})
 
 
 def schedules_of(results: Sequence[Mapping[str, Any]]) -> list[list[float]]:

@@ -177,7 +177,9 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
             raise UserError(f"target run {run.name}: {error}") from error
 
 
-def target_builder(config: Config, base_folder: str, ranks: Ranks = SINGLE, device: torch.device | None = None) -> CaseBuilder:
+def target_builder(
+    config: Config, base_folder: str, ranks: Ranks = SINGLE, device: torch.device | None = None, learner: type[Learner] = Learner
+) -> CaseBuilder:
     """Builds runs of the target model as `config.target` wants it: adapters, precision, device, ranks.
 
     Args:
@@ -185,11 +187,11 @@ def target_builder(config: Config, base_folder: str, ranks: Ranks = SINGLE, devi
         base_folder: the untuned target.
         ranks: this worker's place in its group.
         device: where the model goes; None: the GPU this process was given, if the target is to use one.
+        learner: what tunes it.
     """
     target = config.target
     if device is None:
         device = torch.device("cuda" if target.parallelism.use_gpu and torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
     model = load_model(base_folder, target.model.implementation, target.lora, target.precision).to(device)
-    learner = Learner(model, config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=ranks.reduce)
-    return CaseBuilder(config, base_folder, learner)
+    return CaseBuilder(config, base_folder, learner(model, config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=ranks.reduce))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,17 +18,25 @@ from proxymix.errors import UserError
 Job = Callable[[Run], None]
 
 
-def launch(job: Job) -> None:
+def launch(job: Job, quick: Sequence[str] = ()) -> None:
     """Runs `job` from the command line.
 
     Exit codes: 0 done; 2 a mistake in the input or surroundings, told in one message; 130 interrupted; 1 a bug.
+
+    Args:
+        job: what to run.
+        quick: overrides that `--quick` sets, beneath those of the command line; a job without any has no such option.
     """
+    small_option = typer.Option(False, "--quick", help="Less of everything, in minutes.", hidden=not quick)
 
     def command(
         config: Annotated[Path, typer.Option("--config", help="YAML file of the run.")],
         overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value, values are YAML.", show_default=False)] = None,
+        small: bool = small_option,
     ) -> None:
-        sys.exit(run_job(job, config, overrides or []))
+        if small and not quick:
+            raise typer.BadParameter("this job has no quick form")
+        sys.exit(run_job(job, config, [*(quick if small else ()), *(overrides or [])]))
 
     command.__doc__ = (sys.modules[job.__module__].__doc__ or "").split("\n\n")[0]
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

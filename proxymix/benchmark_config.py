@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,11 +12,18 @@ RANDOM_SHARES = (5, 10, 20, 30, 40, 50, 70)
 CHOSEN = ("random", "proportional", "loss_slope", "grad_sim", "inscl")
 """Rules with a share; each stands in the table with the share that was best for it on the proxy."""
 _NUMBER = r"\d+(\.\d+)?"
-_WORDS = "proxymix|no_replay|random_realised|ramp_chosen|saturation|schedule_mean|untrained|shuffled"
-_ROW = rf"^({_WORDS}|({'|'.join((*CHOSEN, 'random_examples', 'random_tokens'))})_{_NUMBER}|({'|'.join(CHOSEN)})_chosen|(ramp|saturation)_{_NUMBER})$"
+_WORDS = "proxymix|no_replay|ramp_chosen|saturation|schedule_mean|schedule_tuned|random_policy|doremi|olora|untrained|shuffled"
+_SHARED = "|".join((*CHOSEN, "random_examples", "random_tokens"))
+_ROW = rf"^({_WORDS}|({_SHARED})_{_NUMBER}|({'|'.join(CHOSEN)})_(chosen|realised)|(ramp|saturation)_{_NUMBER})$"
 METHODS = (
-    *("proxymix", "no_replay", *(f"random_{share}" for share in RANDOM_SHARES), *(f"{rule}_chosen" for rule in CHOSEN), "random_realised"),
-    *("random_examples_30", "random_tokens_30", "ramp_chosen", "saturation", "schedule_mean", "untrained", "shuffled"),
+    *(
+        "proxymix",
+        "no_replay",
+        *(f"random_{share}" for share in RANDOM_SHARES),
+        *(f"{rule}_{how}" for how in ("chosen", "realised") for rule in CHOSEN),
+    ),
+    *("random_examples_30", "random_tokens_30", "ramp_chosen", "saturation", "doremi", "olora"),
+    *("schedule_mean", "schedule_tuned", "random_policy", "untrained", "shuffled"),
 )
 
 
@@ -47,6 +54,30 @@ class BenchmarkConfig(Strict):
     num_controllers: int = Field(default=3, ge=1)
     """Trainings with seeds 0, 1, …; each is a row `proxymix_seed<k>`."""
     choice: ChoiceConfig = ChoiceConfig()
+    same_sequences: list[str] | None = None
+    """Sequences with a row `proxymix_same`: the paper's protocol, a controller trained on the proxy on this very sequence. None: the first two."""
+    oracle_sequences: list[str] | None = None
+    """Sequences with a row `oracle`: the same learner with the target in the proxy's place. None: the first two."""
+    oracle_episodes: int | None = Field(default=None, ge=1)
+    """Target runs that an oracle learns from. None: `controller.episodes`."""
+    headroom_cases: int = Field(default=2, ge=0)
+    """Cases with a row `headroom`, the first seed of every sequence first: the best schedule that a direct search on the target finds."""
+    headroom_evaluations: int = Field(default=160, ge=1)
+    """Target runs of that search, a case; as many whole populations of `controller.episodes_per_iteration` as fit."""
+    more_targets: list[Literal["nano", "micro", "mini", "small"]] = Field(default_factory=list)
+    """Presets that get a table of their own, `benchmark/<preset>/`, beside that of `target.model`; with the same controllers and choices."""
+
+    @property
+    def rows_of_sequences(self) -> dict[str, list[str]]:
+        """The sequences that `proxymix_same` and `oracle` stand for."""
+        asked = {"proxymix_same": self.same_sequences, "oracle": self.oracle_sequences}
+        return {row: self.sequences[:2] if names is None else names for row, names in asked.items()}
+
+    @model_validator(mode="after")
+    def _of_the_table(self) -> BenchmarkConfig:
+        if unknown := [name for name in [*(self.same_sequences or []), *(self.oracle_sequences or [])] if name not in self.sequences]:
+            raise ValueError(f"same_sequences and oracle_sequences must be among sequences, got {', '.join(unknown)}")
+        return self
 
     @model_validator(mode="after")
     def _held_out(self) -> BenchmarkConfig:

@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from jobs.benchmark import check_settings, choice_cases, table_cases
+from jobs.benchmark import QUICK
 from proxymix.account import Account
+from proxymix.benchmark_cases import check_settings, choice_cases, headroom_cases, sequence_cases, table_cases, training_cases
 from proxymix.config import load_config
 from proxymix.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = "[no_replay,random_30,random_chosen,grad_sim_chosen,ramp_chosen,random_realised,schedule_mean,shuffled,untrained]"
+METHODS = (
+    "[no_replay,random_30,random_chosen,grad_sim_chosen,ramp_chosen,random_realised,inscl_realised,schedule_mean,shuffled,untrained,"
+    "schedule_tuned,random_policy,doremi,olora]"
+)
 SMALL = (
     *(f"benchmark.methods={METHODS}", "benchmark.sequences=[sharp_shift]", "benchmark.num_seeds=2", "benchmark.num_controllers=2"),
     *("benchmark.choice.num_cases=2", "benchmark.choice.shares=[20,60]", "benchmark.choice.constants=[5]", "evaluation.test_size=32"),
+    *("target.model.implementation=lean", "benchmark.oracle_episodes=4"),
+    *("benchmark.headroom_cases=1", "benchmark.headroom_evaluations=8"),
 )
 
 
@@ -44,6 +50,46 @@ def test_training_choices_and_table_share_no_world():
     assert not chosen & judged
 
 
+def test_what_practises_on_a_table_sequence_meets_none_of_its_data_streams():
+    settings = config()
+    streams = {(case.tasks, case.seed) for case in table_cases(settings)}
+    for sequence in settings.benchmark.sequences:
+        practice = sequence_cases(settings, sequence, 20, "mark")
+        assert len({case.seed for case in practice}) == 20
+        assert {case.tasks for case in practice} == {case.tasks for case in table_cases(settings) if case.name.startswith(f"{sequence}/")}
+        assert not streams & {(case.tasks, case.seed) for case in practice}
+
+
+def test_searches_share_no_world_with_the_table():
+    settings = config()
+    for seed in range(settings.benchmark.num_controllers):
+        assert worlds(training_cases(settings, seed)) <= set(settings.controller.curriculum.worlds)
+        assert not worlds(training_cases(settings, seed)) & worlds([*table_cases(settings), *choice_cases(settings)])
+
+
+def test_headroom_is_measured_on_different_sequences_first():
+    assert [case.name for case in headroom_cases(config("benchmark.headroom_cases=7"))][4:] == [
+        "related/seed0",
+        "very_long/seed0",
+        "sharp_shift/seed1",
+    ]
+
+
+def test_the_quick_form_is_a_config_that_works():
+    settings = config(*QUICK)
+    check_settings(settings)
+    assert (settings.benchmark.sequences, settings.benchmark.num_seeds) == (["long"], 2)
+    assert settings.name != config().name  # A quick run must not stand where the whole one goes on.
+
+
+def test_only_a_job_with_a_quick_form_has_the_option():
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.report", "--config", "no.yaml", "--quick"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert "no quick form" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -58,6 +104,11 @@ def test_training_choices_and_table_share_no_world():
         ("benchmark.sequences=[lonk]", r"sequence.tasks: must be <name>@<world>"),
         ("benchmark.methods=[radnom_30]", r"benchmark.methods.0"),
         ("benchmark.choice.shares=[130]", r"benchmark.choice.shares.0"),
+        ("benchmark.same_sequences=[lonk]", r"same_sequences and oracle_sequences must be among sequences, got lonk"),
+        ("benchmark.oracle_episodes=40", r"benchmark.oracle_episodes: must be a multiple of controller.episodes_per_iteration, got 40"),
+        ("benchmark.headroom_evaluations=8", r"benchmark.headroom_evaluations: must be at least controller.episodes_per_iteration, got 8"),
+        ("target.precision=bf16", r"set benchmark.oracle_sequences to \[\] and benchmark.headroom_cases to 0"),
+        ("controller.max_sources=8", r"controller.max_sources: .* must hold its 10 sources, got 8"),
         ("controller.hidden_units=8", r"benchmark.num_controllers: must be 1 for a controller with hidden units"),
     ],
 )
@@ -66,8 +117,8 @@ def test_what_would_spoil_the_table_is_refused_at_once(override, message):
         check_settings(config(override))
 
 
-def run(name, folder):
-    command = [sys.executable, "-m", "jobs.benchmark", "--config", str(ROOT / "configs" / "smoke.yaml"), f"name={name}", *SMALL]
+def run(name, folder, *overrides):
+    command = [sys.executable, "-m", "jobs.benchmark", "--config", str(ROOT / "configs" / "smoke.yaml"), f"name={name}", *SMALL, *overrides]
     places = [f"runs_root={folder / 'runs'}", f"cache_root={folder / 'cache'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
     done = subprocess.run([*command, *places], capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment, check=False)
@@ -77,11 +128,13 @@ def run(name, folder):
 
 @pytest.mark.cluster
 def test_the_whole_table_and_once_more_from_the_cache(tmp_path):
-    shown, folder = run("first", tmp_path)
+    shown, folder = run("first", tmp_path, "benchmark.more_targets=[micro]")
     metrics = json.loads((folder / "benchmark" / "metrics.json").read_text())
     rows = metrics["methods"]
     assert metrics["cases"] == ["sharp_shift/seed0", "sharp_shift/seed1"]
-    assert set(rows) == {"proxymix", "proxymix_seed0", "proxymix_seed1", *METHODS.strip("[]").split(",")}
+    sometimes = {"proxymix_same": 2, "oracle": 2, "headroom": 1}
+    assert set(rows) == {"proxymix", "proxymix_seed0", "proxymix_seed1", *METHODS.strip("[]").split(","), *sometimes}
+    assert {method: row["num_cases"] for method, row in rows.items()} == dict.fromkeys(rows, 2) | sometimes
     assert all(row["mean"]["J"] is not None for row in rows.values())
     assert rows["random_realised"]["mean"]["replay_share"]["mean"] == pytest.approx(rows["proxymix"]["mean"]["replay_share"]["mean"], abs=0.02)
     assert rows["no_replay"]["mean"]["replay_share"]["mean"] == 0
@@ -89,6 +142,13 @@ def test_the_whole_table_and_once_more_from_the_cache(tmp_path):
     assert policy["proxymix"] == pytest.approx(policy["proxymix_seed0"] + policy["proxymix_seed1"])
     assert policy["schedule_mean"] > policy["random_realised"] == policy["proxymix"] > policy["random_chosen"] > 0 == policy["random_30"]
     assert json.loads((folder / "benchmark" / "choices.json").read_text())["numbers"]["random_chosen"] in (20, 60)
+    assert rows["olora"]["mean"]["replay_share"]["mean"] == 0
+    assert policy["inscl_realised"] == policy["proxymix"]
+    assert policy["olora"] == 0 < min(policy[name] for name in ("schedule_tuned", "random_policy", "doremi", *sometimes))
+    small = json.loads((folder / "benchmark" / "micro" / "metrics.json").read_text())["methods"]
+    assert small.keys() == rows.keys()  # Another size from the same controllers.
+    assert small["proxymix"]["mean"]["total_cost"] != rows["proxymix"]["mean"]["total_cost"]
+    assert all((folder / "benchmark" / name).stat().st_size > 1000 for name in ("differences.png", "trade_off.png", "micro/table.md"))
     assert shown.strip() == (folder / "benchmark" / "table.md").read_text().strip()
     _, again = run("second", tmp_path)
     assert (again / "benchmark" / "metrics.json").read_text() == (folder / "benchmark" / "metrics.json").read_text()

@@ -1,11 +1,19 @@
 """The evidence table: measures by hand, the bootstrap on a known case, and what a reader is shown."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
+from proxymix.benchmark_rows import MARKS, NOTES, family
 from proxymix.benchmark_table import MEASURES, benchmark_markdown, benchmark_metrics, case_measures, paired_difference
+from proxymix.report.benchmark_plots import plot_differences, plot_trade_off
 
+ROOT = Path(__file__).resolve().parents[1]
 REPORT = {
     "tasks": ["a", "b"],
     "anchors": ["safety"],
@@ -72,6 +80,57 @@ def test_what_a_case_lacks_is_neither_averaged_nor_compared():
 def test_a_reader_sees_the_best_first_and_the_reference_marked():
     lines = benchmark_markdown(metrics()).splitlines()
     assert lines[0].startswith("2 paired cases")
-    assert [line.split(" | ")[0].lstrip("| ") for line in lines[4:]] == ["Ramp chosen", "**ProxyMix**", "Random 30\u00a0%"]
+    assert [line.split(" | ")[0].lstrip("| ") for line in lines[4:7]] == ["Ramp, chosen c", "**ProxyMix**", "Random 30\u00a0%"]
     assert "−" in lines[4]  # A minus, and a dash for what is not known.
     assert "| – |" in lines[4]
+
+
+def partial_metrics():
+    measures = {"proxymix": [row(J=0.9), row(J=0.7)], "oracle": [row(J=0.8), None], "doremi": [row(J=0.8), row(J=0.8)], "no_replay": [row(), row()]}
+    return benchmark_metrics(["long/seed0", "style/seed0"], measures, "proxymix")
+
+
+def test_a_row_of_some_cases_is_compared_on_these_alone():
+    oracle = partial_metrics()["methods"]["oracle"]
+    assert oracle["num_cases"] == 1
+    assert oracle["per_case"]["J"] == [0.8, None]
+    assert oracle["mean"]["J"]["mean"] == 0.8
+    assert oracle["reference_minus"]["J"]["mean"] == pytest.approx(0.1)  # Over both cases of ProxyMix it would be 0.
+
+
+def test_a_row_of_some_cases_stands_apart_and_an_oracle_is_marked():
+    lines = benchmark_markdown(partial_metrics()).splitlines()
+    somewhere = lines.index(next(line for line in lines if line.startswith("On some of the cases only")))
+    (place,) = [index for index, line in enumerate(lines) if line.startswith("| Oracle target RL†")]
+    assert place > somewhere
+    assert lines[place].split(" | ")[1] == "1"
+    assert any(line.startswith("† oracle, no rival") for line in lines)
+    assert not any(line.startswith("¶") for line in lines)  # No O-LoRA, no note of it.
+
+
+def test_every_mark_has_its_note_and_families_are_told_apart():
+    assert set(MARKS.values()) == set(NOTES)
+    found = {method: family(method) for method in ("headroom", "proxymix_same", "random_realised", "doremi")}
+    assert found == {"headroom": "oracle", "proxymix_same": "proxymix", "random_realised": "control", "doremi": "rival"}
+
+
+def test_table_and_plots_from_metrics_by_one_command(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(partial_metrics()))
+    command = [sys.executable, "-m", "proxymix.benchmark_table", str(tmp_path / "metrics.json")]
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert (tmp_path / "table.md").read_text() == benchmark_markdown(partial_metrics())
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("differences.png", "trade_off.png"))
+    (tmp_path / "metrics.json").write_text("{}")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0][:30]) == (1, "error: metrics: must be the me")
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_the_plots_name_every_row_they_can_show():
+    differences, trade_off = plot_differences(partial_metrics()), plot_trade_off(partial_metrics())
+    assert [label.get_text() for label in differences.axes[0].get_yticklabels()] == ["No replay", "Oracle target RL†", "DoReMi‡"]
+    assert sum("n = 1" in text for text in texts(differences)) == 1
+    assert sorted(texts(trade_off)) == ["DoReMi‡", "No replay", "ProxyMix"]  # The oracle's mean is of other cases.

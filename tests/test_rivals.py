@@ -66,6 +66,10 @@ def test_saturation_by_hand(loss, share):
     assert weights(saturation(), scene) == pytest.approx({"safety": share * 0.6 / 2.1, "code": share * 1.5 / 2.1, "math": 1 - share})
 
 
+def test_a_schedule_may_prefer_anchors():
+    assert weights(schedule([[0.4]], anchor_scores=[3.0])) == pytest.approx({"safety": 0.3, "code": 0.1, "math": 0.6})
+
+
 def test_a_schedule_beyond_what_it_was_made_for():
     controller = schedule([[0.1, 0.3], [0.5, 0.7]])
 

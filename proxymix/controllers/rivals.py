@@ -7,7 +7,7 @@ A rule that needs data or a model looks at the run when it is asked, and there t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -42,6 +42,8 @@ class Found:
     `proportional_40` and `ramp_7`."""
     schedules: Mapping[str, Shares] = field(default_factory=dict)
     """Replay shares `[task][stage]`: `{"schedule_tuned": …, "schedule_mean": …}`."""
+    anchor_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """A schedule's score of every anchor, where a past task has 1, `[task]`: `{"headroom": …}`; without it a schedule splits evenly."""
     mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """A weight for every source of the run: `{"doremi": …}`."""
 
@@ -62,7 +64,7 @@ def rival(method: str, run: ContinualRun, found: Found | None = None) -> Control
     """
     found = found or Found()
     if method in found.schedules:
-        return schedule(found.schedules[method], method)
+        return schedule(found.schedules[method], method, found.anchor_scores.get(method, ()))
     if method in found.mixtures:
         return static_mixture(found.mixtures[method], method)
     spelled = f"{method.rpartition('_')[0]}_{found.numbers[method]:.6f}" if method in found.numbers else method

@@ -19,8 +19,8 @@ Shares = Sequence[Sequence[float]]
 """Replay shares in [0, 1], `[num_tasks][num_stages]`."""
 
 
-def schedule(shares: Shares, name: str = "schedule") -> Rule:
-    """The share that stands at the run's place, uniform over sources.
+def schedule(shares: Shares, name: str = "schedule", anchor_scores: Sequence[float] = ()) -> Rule:
+    """The share that stands at the run's place, uniform over sources or split by role.
 
     In a longer run, tasks beyond the last scheduled one are treated like it. A task of another number of stages is read at the same
     fraction of the task: stage s of n takes the entry ⌊s · scheduled / n⌋.
@@ -28,6 +28,7 @@ def schedule(shares: Shares, name: str = "schedule") -> Rule:
     Args:
         shares: one row a task, none empty.
         name: as it stands in tables.
+        anchor_scores: a task's score of every anchor, where a past task has 1; at least 0. None: evenly.
 
     Raises:
         ValueError: it is empty, or a share is outside [0, 1].
@@ -40,7 +41,11 @@ def schedule(shares: Shares, name: str = "schedule") -> Rule:
         row = rows[min(boundary.task_index, len(rows) - 1)]
         return row[boundary.stage_index * len(row) // boundary.num_stages]
 
-    return Rule(name, share, evenly)
+    def by_role(boundary: StageBoundary) -> Mapping[str, float]:
+        anchor = anchor_scores[min(boundary.task_index, len(anchor_scores) - 1)]
+        return {source.name: anchor if source.role == "anchor" else 1.0 for source in boundary.sources}
+
+    return Rule(name, share, by_role if anchor_scores else evenly)
 
 
 def mean_shares(records: Sequence[StageRecord]) -> list[list[float]]:

@@ -62,6 +62,7 @@ def source_colours(anchors: Sequence[str], tasks: Sequence[str]) -> dict[str, st
     return greys | {name: HUES[index % len(HUES)] for index, name in enumerate([*tasks, *extra])}
 
 
+PNG_DPI = 160
 WIDTH = 5.2
 """Of every panel, inches."""
 
@@ -161,7 +162,7 @@ def svg(figure: Figure, name: str, alt: str) -> str:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """The figure as a PNG on white, 160 dots per inch."""
+    """The figure as a PNG on white, at `PNG_DPI`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
+        figure.savefig(path, format="png", dpi=PNG_DPI, metadata={"Software": None})
