@@ -250,7 +250,7 @@ def algorithm_config(config: Config) -> PPOConfig:
         UserError: a minibatch is larger than the batch.
     """
     controller, ppo = config.controller, config.controller.ppo
-    batch_size = controller.episodes_per_iteration * controller.curriculum.num_tasks * config.tuning.stages_per_task
+    batch_size = controller.episodes_per_iteration * controller.curriculum.most_tasks * config.tuning.stages_per_task
     if (ppo.minibatch_size or 0) > batch_size:
         raise UserError(f"controller.ppo.minibatch_size: must be at most the {batch_size} decisions of an iteration, got {ppo.minibatch_size}")
     return (

@@ -59,7 +59,7 @@ def tune_schedule(place: SearchPlace) -> tuple[list[list[float]], int]:
     """The replay shares `[task][stage]` that are best on average over `place.cases`, for as many runs as a controller learns from; and operations."""
     config, controller = place.config, place.config.controller
     population = controller.episodes_per_iteration
-    space = ScheduleSpace(config.controller.curriculum.num_tasks, config.tuning.stages_per_task)
+    space = ScheduleSpace(config.controller.curriculum.most_tasks, config.tuning.stages_per_task)
     search = cross_entropy(space.start, controller.episodes // population, population, controller.average_last, np.random.default_rng(config.seed))
     winner = run_search(search, space, place, controller.episodes)
     return space.shares(winner.vector), winner.flops

@@ -49,7 +49,7 @@ class Cell:
     run: TableRun
 
 
-def ablation_cases(config: Config, num_tasks: int, num_cases: int) -> list[Case]:
+def ablation_cases(config: Config, num_tasks: int | tuple[int, int], num_cases: int) -> list[Case]:
     """Random orders of the ablation's world.
 
     Raises:
@@ -60,7 +60,7 @@ def ablation_cases(config: Config, num_tasks: int, num_cases: int) -> list[Case]
     if world in trained:
         raise UserError(f"ablation.world: must not be trained in, got {world}, which is in controller.curriculum")
     drawn = curriculum.model_copy(update={"worlds": [world], "pool": None, "num_tasks": num_tasks})
-    return draw_cases(drawn, config.tuning, num_cases, config.seed, label=f"ablation{num_tasks}/case")
+    return draw_cases(drawn, config.tuning, num_cases, config.seed, label=f"ablation{num_tasks if isinstance(num_tasks, int) else ''}/case")
 
 
 def check_settings(config: Config) -> None:

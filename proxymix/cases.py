@@ -47,11 +47,13 @@ def draw_cases(curriculum: CurriculumConfig, tuning: TuningConfig, num_cases: in
     cases = []
     for index in range(num_cases):
         rng = np.random.default_rng([seed, index, crc32(label.encode())])
+        fixed = curriculum.num_tasks
+        num_tasks = fixed if isinstance(fixed, int) else int(rng.integers(fixed[0], fixed[1], endpoint=True))
         if curriculum.pool:
-            chosen = rng.permutation(len(curriculum.pool))[: curriculum.num_tasks]
+            chosen = rng.permutation(len(curriculum.pool))[:num_tasks]
             tasks = tuple(curriculum.pool[i] for i in chosen)
         else:
-            order = random_order(rng, curriculum.num_tasks, curriculum.worlds)
+            order = random_order(rng, num_tasks, curriculum.worlds)
             tasks = tuple(builtin_source(spec) for spec in order)
         low, high = np.log(curriculum.length_range)
         factors = np.exp(rng.uniform(low, high, size=len(tasks)))

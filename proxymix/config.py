@@ -179,7 +179,7 @@ class Config(Strict):
         labels = [spec.label for spec in (*self.sequence.anchors, *(self.controller.curriculum.pool or []))]
         if len(set(labels)) < len(labels):
             raise ValueError(f"sequence.anchors and controller.curriculum.pool must have unique names, got {labels}; give one of them a name")
-        slots, needed = self.controller.max_sources, len(self.sequence.anchors) + self.controller.curriculum.num_tasks
+        slots, needed = self.controller.max_sources, len(self.sequence.anchors) + self.controller.curriculum.most_tasks
         if slots < needed:
             raise ValueError(f"controller.max_sources must hold the anchors and controller.curriculum.num_tasks, got {slots} for {needed}")
         return self

@@ -293,8 +293,7 @@ def mean_accuracies(right: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _batches(plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple[list[Batch], int]:
     """The planned batches, and the tokens in them."""
-    order = {name: index for index, name in enumerate(pools)}
-    splits = list(pools.values())
+    order, splits = {name: index for index, name in enumerate(pools)}, list(pools.values())
     located = [[(order[name], row) for name, row in places] for places in plan]
     lengths = [split.lengths.numpy() for split in splits]  # Element by element, numpy's are read twenty times as fast as torch's.
     num_tokens = sum(int(lengths[s][row]) for places in located for s, row in places)

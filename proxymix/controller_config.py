@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -52,8 +52,8 @@ class CurriculumConfig(Strict):
     """Builtin worlds that task orders are drawn from; ignored when `pool` is given."""
     pool: list[SourceSpec] | None = None
     """Sources that task orders are drawn from, for data of your own."""
-    num_tasks: int = Field(default=5, ge=2)
-    """Tasks per episode."""
+    num_tasks: Annotated[int, Field(ge=2)] | tuple[Annotated[int, Field(ge=2)], int] = 5
+    """Tasks per episode; or the fewest and the most, each case drawing its own."""
     num_cases: int = Field(default=20, ge=1)
     """Distinct (order, lengths, seed) cases; iteration i trains on case i mod num_cases."""
     length_range: tuple[float, float] = (0.67, 1.5)
@@ -64,9 +64,16 @@ class CurriculumConfig(Strict):
         low, high = self.length_range
         if not 0 < low <= high:
             raise ValueError(f"length_range must be two positive factors, the smaller first, got {list(self.length_range)}")
-        if self.pool is not None and self.num_tasks > len(self.pool):
-            raise ValueError(f"num_tasks must be at most the number of sources in pool, got {self.num_tasks} and {len(self.pool)}")
+        if isinstance(self.num_tasks, tuple) and self.num_tasks[0] > self.num_tasks[1]:
+            raise ValueError(f"num_tasks must be a number or the fewest and the most, the smaller first, got {list(self.num_tasks)}")
+        if self.pool is not None and self.most_tasks > len(self.pool):
+            raise ValueError(f"num_tasks must be at most the number of sources in pool, got {self.most_tasks} and {len(self.pool)}")
         return self
+
+    @property
+    def most_tasks(self) -> int:
+        """Of the longest episode."""
+        return self.num_tasks if isinstance(self.num_tasks, int) else self.num_tasks[1]
 
 
 class ControllerConfig(Strict):

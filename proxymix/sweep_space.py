@@ -164,9 +164,9 @@ def validation_cases(config: Config) -> list[Case]:
     validation, curriculum = config.sweep.validation, config.controller.curriculum
     if curriculum.pool is not None and validation.pool is None:
         raise UserError("sweep.validation.pool: must be given where controller.curriculum.pool is, got null; name sources kept back for validation")
-    num_tasks = validation.num_tasks or curriculum.num_tasks
-    if validation.pool is not None and num_tasks > len(validation.pool):
-        raise UserError(f"sweep.validation.num_tasks: must be at most the number of sources in its pool, got {num_tasks} and {len(validation.pool)}")
+    num_tasks, most = validation.num_tasks or curriculum.num_tasks, validation.num_tasks or curriculum.most_tasks
+    if validation.pool is not None and most > len(validation.pool):
+        raise UserError(f"sweep.validation.num_tasks: must be at most the number of sources in its pool, got {most} and {len(validation.pool)}")
     labels = [spec.label for spec in (*config.sequence.anchors, *(validation.pool or []))]
     if len(set(labels)) < len(labels):
         raise UserError(f"sweep.validation.pool: names must be unique, and none an anchor's, got {labels}; give one of them a name")

@@ -65,3 +65,9 @@ def test_every_run_starts_at_the_base_model(smoke_builder, smoke_case):
     assert again.sampler.consumed == {}
     assert (run.name, again.steps_per_stage, again.sampler.seed) == ("smoke", [3, 4], 11)
     assert again.tasks[0] is run.tasks[0]  # encoded once
+
+
+def test_a_range_of_tasks_is_drawn_case_by_case():
+    cases = draw_cases(CurriculumConfig(worlds=["train-0"], num_tasks=(3, 6)), TUNING, 40, seed=0)
+    assert {len(case.tasks) for case in cases} == {3, 4, 5, 6}
+    assert all(len(case.steps_per_stage) == len(case.tasks) for case in cases)

@@ -74,6 +74,8 @@ def test_sources_may_be_written_short(write):
         ({"controller": {"curriculum": {"length_range": [2, 1]}}}, "controller.curriculum", "smaller first"),
         ({"controller": {"curriculum": {"length_range": [0, 1]}}}, "controller.curriculum", "positive"),
         ({"controller": {"curriculum": {"pool": ["copy@a"], "num_tasks": 2}}}, "controller.curriculum", "at most the number"),
+        ({"controller": {"curriculum": {"num_tasks": [6, 3]}}}, "controller.curriculum", "the smaller first"),
+        ({"controller": {"curriculum": {"num_tasks": [3, 11]}}}, "", "must hold the anchors"),
         ({"controller": {"curriculum": {"pool": ["cipher@a", "cipher@b"], "num_tasks": 2}}}, "", "unique names"),
         ({"transfer": {"on_failure": "hope"}}, "transfer.on_failure", "fallback"),
         ({"service": {"port": 70000}}, "service.port", "65535"),
