@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import ray
 import torch
 
@@ -139,6 +140,7 @@ def _tests(builder: CaseBuilder, case: Case, run: ContinualRun, gamma: float) ->
 
 
 def schedules_of(results: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Mean replay share at every (task, stage) of runs of one length."""
-    shares = torch.tensor([result["shares"] for result in results], dtype=torch.float64)
-    return [[float(value) for value in row] for row in shares.mean(0)]
+    """Mean replay share at every (task, stage), over the runs that came so far; runs may differ in length."""
+    longest = max(len(result["shares"]) for result in results)
+    rows = [[result["shares"][task] for result in results if len(result["shares"]) > task] for task in range(longest)]
+    return [[float(share) for share in np.mean(row, axis=0)] for row in rows]
