@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.pilots import pretrain_bases
 from cluster.session import ray_session
-from cluster.table_runs import Role, TableRun, mapping_of, run_table, schedules_of
+from cluster.table_runs import Role, TableRun, run_table, schedules_of
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
@@ -122,7 +122,7 @@ def static_averages(run: Run, proxy_base: str, controllers: Sequence[str]) -> li
         cells = [Cell("average", case, seed, TableRun(case, FULL, controller=folder)) for case in cases]
         results = _run(run, "proxy", proxy_base, cells, f"mean schedule of seed {seed}")
         share = float(np.mean([result["replay_share"] for result in results]))
-        found.append(Found(numbers=mapping_of("random_mean", 100 * share).numbers, schedules={"mean_schedule": schedules_of(results)}))
+        found.append(Found(numbers={"random_mean": 100 * share}, schedules={"mean_schedule": schedules_of(results)}))
     return found
 
 
