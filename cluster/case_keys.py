@@ -19,6 +19,8 @@ CODE = (
     "controllers",
     "evaluation/exactness.py",
     "observation.py",
+    "feature_groups.py",
+    "episode.py",
     "probing.py",
     "cases.py",
     "continual.py",

@@ -7,6 +7,7 @@ A group is what one env runner tunes side by side. A runner that dies is restart
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -250,9 +251,10 @@ def algorithm_config(config: Config) -> PPOConfig:
         UserError: a minibatch is larger than the batch.
     """
     controller, ppo = config.controller, config.controller.ppo
-    batch_size = controller.episodes_per_iteration * controller.curriculum.most_tasks * config.tuning.stages_per_task
-    if (ppo.minibatch_size or 0) > batch_size:
-        raise UserError(f"controller.ppo.minibatch_size: must be at most the {batch_size} decisions of an iteration, got {ppo.minibatch_size}")
+    decisions = controller.episodes_per_iteration * math.ceil(config.tuning.stages_per_task / controller.decide_every)  # Per task.
+    fewest, batch_size = (decisions * tasks for tasks in (controller.curriculum.fewest_tasks, controller.curriculum.most_tasks))
+    if (ppo.minibatch_size or 0) > fewest:
+        raise UserError(f"controller.ppo.minibatch_size: must be at most the {fewest} decisions of a shortest iteration, got {ppo.minibatch_size}")
     return (
         PPOConfig(algo_class=EpisodicPPO)
         # Logits are unbounded: RLlib would squash them into the action space.

@@ -21,6 +21,7 @@ from proxymix.account import Account, Cost, Meter
 from proxymix.cases import Case, proxy_builder
 from proxymix.config import PROXYMIX, Config
 from proxymix.continual import run_continual
+from proxymix.controllers.held import HeldDecisions
 from proxymix.errors import UserError
 from proxymix.types import Controller, SourceReading, StageBoundary
 
@@ -48,7 +49,7 @@ def run_guard_cases(
     Raises:
         UserError: the controller was away during a run, which then shows nothing of it.
     """
-    keys = [case_key(config, "proxy", base_folder, case, ["guard", sha256]) for case in cases]
+    keys = [case_key(config, "proxy", base_folder, case, ["guard", sha256, config.controller.decide_every]) for case in cases]
     submissions = [partial(_guard_run.remote, config, base_folder, case, controller) for case in cases]
 
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
@@ -70,7 +71,7 @@ def _guard_run(config: Config, base_folder: str, case: Case, build: Callable[[],
     builder = kept_builder(proxy_builder, config.model_dump_json(), base_folder)
     meter, run = Meter(), builder.build(case)
     with closing(SharedController(PROXYMIX, build, Ranks())) as controller:
-        records = run_continual(run, controller)
+        records = run_continual(run, HeldDecisions(controller, config.controller.decide_every))
     away = next((record.decision.fallback for record in records if record.decision.fallback), None)
     if away is not None:
         raise UserError(f"transfer.guard: cannot be calibrated without the controller ({away}); run the same command again")

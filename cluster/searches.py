@@ -55,22 +55,26 @@ class Winner:
     flops: int
 
 
-def tune_schedule(place: SearchPlace) -> tuple[list[list[float]], int]:
-    """The replay shares `[task][stage]` that are best on average over `place.cases`, for as many runs as a controller learns from; and operations."""
+def tune_schedule(place: SearchPlace, num_runs: int) -> tuple[list[list[float]], int]:
+    """The replay shares `[task][stage]` that are best on average over `place.cases`, found in `num_runs` runs; and operations."""
     config, controller = place.config, place.config.controller
     population = controller.episodes_per_iteration
     space = ScheduleSpace(config.controller.curriculum.most_tasks, config.tuning.stages_per_task)
-    search = cross_entropy(space.start, controller.episodes // population, population, controller.average_last, np.random.default_rng(config.seed))
-    winner = run_search(search, space, place, controller.episodes)
+
+    def used(case_index: int) -> int:
+        return len(place.cases[case_index % len(place.cases)].tasks) * config.tuning.stages_per_task
+
+    search = cross_entropy(space.start, num_runs // population, population, controller.average_last, np.random.default_rng(config.seed), used)
+    winner = run_search(search, space, place, num_runs)
     return space.shares(winner.vector), winner.flops
 
 
-def search_policy(place: SearchPlace) -> tuple[dict[str, FloatArray], int]:
-    """The best parameters among random ones, for at most as many runs as a controller learns from; and operations."""
+def search_policy(place: SearchPlace, num_runs: int) -> tuple[dict[str, FloatArray], int]:
+    """The best parameters among random ones, found in at most `num_runs` runs; and operations."""
     config, controller = place.config, place.config.controller
     space = PolicySpace(controller.architecture, controller.hidden_units, controller.max_sources, config.seed)
-    search = successive_halving(space.start, controller.initial_sigma, controller.episodes, np.random.default_rng(config.seed))
-    winner = run_search(search, space, place, controller.episodes)
+    search = successive_halving(space.start, controller.initial_sigma, num_runs, np.random.default_rng(config.seed))
+    winner = run_search(search, space, place, num_runs)
     return space.parameters(winner.vector), winner.flops
 
 

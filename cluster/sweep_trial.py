@@ -31,6 +31,7 @@ from proxymix.controllers.frozen import FrozenController
 from proxymix.controllers.held import HeldDecisions
 from proxymix.controllers.policy import build_policy
 from proxymix.env import ParallelTuningEnv
+from proxymix.episode import unrewarded
 from proxymix.reward import final_score
 from proxymix.sweep_space import overrides_of, trial_config
 
@@ -64,7 +65,7 @@ def validate_policy(config: Config, base_folder: str, parameters: Mapping[str, N
     for case in cases:
         run = builder.build(case)
         run_continual(run, controller)
-        scores.append(final_score(run.validation_accuracies()) - float(np.mean(case.reference_scores)))
+        scores.append(final_score(run.validation_accuracies(), unrewarded(settings.reward, run)) - float(np.mean(case.reference_scores)))
         flops += run.flops
     return Validation(tuple(scores), meter.read(flops))
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import ray
 import torch
 
@@ -137,10 +136,3 @@ def _tests(builder: CaseBuilder, case: Case, run: ContinualRun, gamma: float) ->
     tests = {spec.label: builder.test(spec) for spec in (*builder.config.sequence.anchors, *case.tasks)}
     harmful = {name: torch.tensor(rows) for name, (_, rows) in tests.items() if rows is not None}
     return ScoringJournal(run, {name: split for name, (split, _) in tests.items()}, harmful, gamma)
-
-
-def schedules_of(results: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Mean replay share at every (task, stage), over the runs that came so far; runs may differ in length."""
-    longest = max(len(result["shares"]) for result in results)
-    rows = [[result["shares"][task] for result in results if len(result["shares"]) > task] for task in range(longest)]
-    return [[float(share) for share in np.mean(row, axis=0)] for row in rows]

@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.pilots import pretrain_bases
 from cluster.session import ray_session
-from cluster.table_runs import Role, TableRun, run_table, schedules_of
+from cluster.table_runs import Role, TableRun, run_table
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
@@ -28,6 +28,7 @@ from proxymix.benchmark_table import benchmark_metrics, case_measures
 from proxymix.cases import Case, draw_cases
 from proxymix.config import Config
 from proxymix.controllers.rivals import Found
+from proxymix.controllers.schedules import mean_schedule
 from proxymix.data.fingerprints import content_key
 from proxymix.errors import UserError
 from proxymix.learners.pretraining import base_cost
@@ -69,6 +70,7 @@ def check_settings(config: Config) -> None:
     Raises:
         UserError: a row that is no variant of this controller, a world that is trained in, or sequences that a flat controller cannot hold.
     """
+    config.controller.must_be_learnt("jobs.ablate")
     for row in config.ablation.rows:
         trained_as(config, row)
     lengths, slots = config.ablation.lengths, config.controller.max_sources
@@ -122,7 +124,9 @@ def static_averages(run: Run, proxy_base: str, controllers: Sequence[str]) -> li
         cells = [Cell("average", case, seed, TableRun(case, FULL, controller=folder)) for case in cases]
         results = _run(run, "proxy", proxy_base, cells, f"mean schedule of seed {seed}")
         share = float(np.mean([result["replay_share"] for result in results]))
-        found.append(Found(numbers={"random_mean": 100 * share}, schedules={"mean_schedule": schedules_of(results)}))
+        found.append(
+            Found(numbers={"random_mean": 100 * share}, schedules={"mean_schedule": mean_schedule([result["shares"] for result in results])})
+        )
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from cluster.searches import SearchPlace, learn_mixtures, search_case, search_policy, tune_schedule
-from cluster.table_runs import Role, TableRun, run_table, schedules_of
+from cluster.table_runs import Role, TableRun, run_table
 from jobs.run import Run
 from jobs.train_controller import learn
 from proxymix.account import Cost, total_flops
@@ -27,6 +27,7 @@ from proxymix.cases import Case
 from proxymix.config import PROXYMIX, Config
 from proxymix.controllers.frozen import FrozenController, save_controller
 from proxymix.controllers.rivals import Found
+from proxymix.controllers.schedules import mean_schedule
 from proxymix.reward import final_score
 
 
@@ -93,22 +94,23 @@ def chosen_rows(run: Run, proxy_base: str, steered: Rows) -> Rows:
     write_json(run.folder / "benchmark" / "choices.json", {"numbers": numbers, "scores": score, "cases": [case.name for case in cases]})
     rows = {name: Ready(Found(numbers={name: numbers[name]}), policy_flops=sum(spent[m] for m in wanted[name].values())) for name in wanted}
     if PROXYMIX in by_method:
-        found = Found(schedules={"schedule_mean": schedules_of(by_method[PROXYMIX])})
+        found = Found(schedules={"schedule_mean": mean_schedule([result["shares"] for result in by_method[PROXYMIX]])})
         rows["schedule_mean"] = Ready(found, policy_flops=mean.policy_flops + spent[PROXYMIX])
     return everywhere(run.config, rows)
 
 
 def searched_rows(run: Run, proxy_base: str) -> Rows:
-    """A schedule and a policy found with a controller's budget on a controller's cases; and what may know the sequence it is judged on."""
+    """A schedule and a policy found with the budget of all controllers on their cases; and what may know the sequence it is judged on."""
     config, methods, rows = run.config, run.config.benchmark.methods, Rows()
-    training, sequences = training_cases(config, 0), config.benchmark.sequences
+    sequences, members = config.benchmark.sequences, config.benchmark.num_controllers
+    training, budget = [case for seed in range(members) for case in training_cases(config, seed)], members * config.controller.episodes
     if "schedule_tuned" in methods:
         with run.progress("tuned schedule (proxy episodes)") as update:
-            shares, flops = tune_schedule(SearchPlace(config, proxy_base, training, run.account, "schedule_tuned", update))
+            shares, flops = tune_schedule(SearchPlace(config, proxy_base, training, run.account, "schedule_tuned", update), budget)
         rows |= everywhere(config, {"schedule_tuned": Ready(Found(schedules={"schedule_tuned": shares}), policy_flops=flops)})
     if "random_policy" in methods:
         with run.progress("random policies (proxy episodes)") as update:
-            parameters, flops = search_policy(SearchPlace(config, proxy_base, training, run.account, "random_policy", update))
+            parameters, flops = search_policy(SearchPlace(config, proxy_base, training, run.account, "random_policy", update), budget)
         folder = run.folder / "controllers" / "random_policy"
         save_controller(folder, parameters, name="random_policy", architecture=config.controller.architecture, facts={"search_flops": flops})
         rows |= everywhere(config, {"random_policy": Ready(controller=str(folder), policy_flops=flops)})
@@ -176,9 +178,12 @@ def _mean_controller(run: Run, folders: Sequence[str]) -> str:
     parameters = [load_file(Path(folder) / "controller.safetensors") for folder in folders]
     mean = {name: np.mean([each[name] for each in parameters], axis=0) for name in parameters[0]}
     trained = [member.card["training"] for member in members]
+    costs = [member.card["training_cost"] for member in members]
     facts = {
         "members": [member.sha256 for member in members],
         "decide_every": controller.decide_every,
+        "training_flops": sum(member.card["training_flops"] for member in members),
+        "training_cost": {key: sum(cost[key] for cost in costs) for key in costs[0]},
         "training": {
             "sequences": [sequence for each in trained for sequence in each["sequences"]],
             "sources": sorted({source for each in trained for source in each["sources"]}),

@@ -186,6 +186,8 @@ def _with_absolute_paths(config: Config) -> Config:
     for role in ("proxy", "target"):
         if path := tree[role]["model"]["path"]:
             tree[role]["model"]["path"] = str(Path(path).resolve())
+    if path := tree["controller"]["path"]:
+        tree["controller"]["path"] = str(Path(path).resolve())
     return Config.model_validate(tree)
 
 

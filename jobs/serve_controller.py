@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cluster.session import ray_session
 from jobs.entry import launch
 from jobs.run import Run
+from jobs.train_controller import take_given
 from proxymix.config import ServiceConfig
 from services.client import bearer_token, check_reachable
 from services.deployment import claim_port, deploy, undeploy
@@ -61,7 +62,8 @@ def _served(url: str, service: ServiceConfig) -> Served:
 
 
 def job(run: Run) -> None:
-    """Stand-alone: serve the run's controller."""
+    """Stand-alone: serve the run's controller, or the given one."""
+    take_given(run)
     with ray_session(run.config):
         check_service(run)
         with serving(run) as served:

@@ -51,7 +51,8 @@ def show(run: Run) -> None:
 
 
 def check_settings(run: Run) -> None:
-    """Raises UserError where the run's sweep was begun with other settings."""
+    """Raises UserError where the run's sweep was begun with other settings, or a controller is given."""
+    run.config.controller.must_be_learnt("jobs.sweep_controller")
     before = run.read("sweep/settings.json")
     now = run.config.sweep.model_dump(mode="json")
     if before is not None and before != now:

@@ -13,9 +13,10 @@ from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
 from proxymix.account import Account, Cost, total_flops
-from proxymix.cases import Case, draw_cases
+from proxymix.cases import Case, draw_cases, sequence_tasks
 from proxymix.config import Config
 from proxymix.controllers.frozen import FrozenController, copy_controller
+from proxymix.errors import UserError
 
 Role = Literal["proxy", "target"]
 
@@ -23,9 +24,7 @@ Role = Literal["proxy", "target"]
 def train_controller(run: Run, proxy_base: str) -> FrozenController:
     """The frozen controller of the run: that of `controller.path`, else learnt now unless it is there already."""
     config, folder = run.config, run.folder / "controller"
-    if config.controller.path is not None:
-        _given(run, config.controller.path, folder)
-    elif not (folder / "controller.json").exists():
+    if not take_given(run) and not (folder / "controller.json").exists():
         cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.training_seed)
         with run.phase("train_controller"):
             learn(run, config, proxy_base, cases, folder)
@@ -34,11 +33,32 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
     return controller
 
 
-def _given(run: Run, path: str, folder: Path) -> None:
-    """A controller that someone has learnt before, and what that cost them."""
-    card = copy_controller(path, folder).card
+def check_given(config: Config) -> None:
+    """What would stop a run that is given its controller, before anything has started.
+
+    Raises:
+        UserError: the folder holds none, or one that cannot steer this run.
+    """
+    if config.controller.path is None:
+        return
+    given = FrozenController.load(config.controller.path)
+    asked, num_sources = config.controller.decide_every, len(config.sequence.anchors) + len(sequence_tasks(config))
+    every = given.card.get("decide_every", 1)
+    if every != asked:
+        raise UserError(f"controller.decide_every: must be {every} as the controller in controller.path was learnt, got {asked}")
+    if given.max_sources is not None and given.max_sources < num_sources:
+        raise UserError(f"controller.path: must hold a controller for the {num_sources} sources of the sequence, got one for {given.max_sources}")
+
+
+def take_given(run: Run) -> bool:
+    """Copies the controller of `controller.path` into the run, with what learning it took; False where none is given."""
+    if (path := run.config.controller.path) is None:
+        return False
+    check_given(run.config)
+    card = copy_controller(path, run.folder / "controller").card
     cost, episodes = Cost(card.get("training_flops", 0)), card.get("training_cost", {}).get("episodes", 0)
     run.account.add("episodes", f"given/{str(card['sha256'])[:12]}", "proxy", cost, cached=True, episodes=int(episodes))
+    return True
 
 
 def learn(run: Run, config: Config, base: str, cases: Sequence[Case], folder: Path, prefix: str = "", model: Role = "proxy") -> None:

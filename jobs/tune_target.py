@@ -16,7 +16,7 @@ from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
 from jobs.serve_controller import Served, check_service, serving
-from jobs.train_controller import train_controller
+from jobs.train_controller import check_given, train_controller
 from proxymix.cases import load_sources
 from proxymix.config import PROXYMIX, Config
 from proxymix.controllers.baselines import DeclaredFallback, UniformReplay, baseline
@@ -58,6 +58,7 @@ def tuned_targets(run: Run, sources: list[Source]) -> Iterator[EvaluationPool]:
     """
     config, steered = run.config, PROXYMIX in run.config.methods
     if steered:
+        check_given(config)
         check_service(run)
     bases = pretrain_base(run)
     with EvaluationPool(config, bases[1], sources) as pool:

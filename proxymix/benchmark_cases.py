@@ -71,6 +71,9 @@ def check_settings(config: Config) -> None:
         UserError: a sequence that is none, worlds in two places, controllers whose parameters have no mean, or an oracle that cannot learn.
     """
     cases, settings = table_cases(config), config.controller
+    settings.must_be_learnt("jobs.benchmark")
+    if "random_policy" in config.benchmark.methods and (settings.without or settings.decide_every > 1):
+        raise UserError("benchmark.methods: random_policy knows no controller.without or decide_every; drop it")
     choice_cases(config)
     if config.benchmark.num_controllers > 1 and (settings.architecture == "flat" or settings.hidden_units):
         raise UserError("benchmark.num_controllers: must be 1 for a controller with hidden units, whose parameters have no mean; set it to 1")

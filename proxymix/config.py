@@ -179,6 +179,8 @@ class Config(Strict):
         labels = [spec.label for spec in (*self.sequence.anchors, *(self.controller.curriculum.pool or []))]
         if len(set(labels)) < len(labels):
             raise ValueError(f"sequence.anchors and controller.curriculum.pool must have unique names, got {labels}; give one of them a name")
+        if self.controller.path is not None and self.service.url is not None:
+            raise ValueError(f"controller.path and service.url exclude each other, got {self.controller.path} and {self.service.url}; give one")
         slots, needed = self.controller.max_sources, len(self.sequence.anchors) + self.controller.curriculum.most_tasks
         if slots < needed:
             raise ValueError(f"controller.max_sources must hold the anchors and controller.curriculum.num_tasks, got {slots} for {needed}")

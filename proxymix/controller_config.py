@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from proxymix.errors import UserError
 from proxymix.feature_groups import FLAT_GROUPS, FeatureGroup
 from proxymix.tuning_config import SourceSpec, Strict
 
@@ -71,6 +72,11 @@ class CurriculumConfig(Strict):
         return self
 
     @property
+    def fewest_tasks(self) -> int:
+        """Of the shortest episode."""
+        return self.num_tasks if isinstance(self.num_tasks, int) else self.num_tasks[0]
+
+    @property
     def most_tasks(self) -> int:
         """Of the longest episode."""
         return self.num_tasks if isinstance(self.num_tasks, int) else self.num_tasks[1]
@@ -80,7 +86,7 @@ class ControllerConfig(Strict):
     """The policy, how it is learnt, and on what."""
 
     path: str | None = None
-    """Folder of a frozen controller to use instead of learning one; `shipped` is the one that comes with the project."""
+    """Folder of a frozen controller to use instead of learning one."""
     architecture: Literal["equivariant", "flat"] = "equivariant"
     """`equivariant`: one shared scorer for any number of sources. `flat`: the paper's MLP over a fixed maximum."""
     hidden_units: int = Field(default=0, ge=0)
@@ -116,6 +122,11 @@ class ControllerConfig(Strict):
         if unknown := sorted(set(self.without) - set(FLAT_GROUPS)) if self.architecture == "flat" else []:
             raise ValueError(f"without must be of {', '.join(FLAT_GROUPS)} for a flat controller, got {', '.join(unknown)}")
         return self
+
+    def must_be_learnt(self, by: str) -> None:
+        """Raises: UserError: a controller is given, and the job `by` learns its own."""
+        if self.path is not None:
+            raise UserError(f"controller.path: must be null for {by}, which learns its controllers, got {self.path!r}")
 
     @property
     def learning_rate(self) -> float:

@@ -7,7 +7,7 @@ All candidates of a question run on one case and its one data stream, so what th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,7 +97,14 @@ class PolicySpace:
         return initial_parameters(self.architecture, self.hidden_units, self.max_sources, np.random.default_rng(self.seed))
 
 
-def cross_entropy(start: FloatArray, num_iterations: int, population: int, average_last: float, rng: np.random.Generator) -> Search:
+def cross_entropy(
+    start: FloatArray,
+    num_iterations: int,
+    population: int,
+    average_last: float,
+    rng: np.random.Generator,
+    used: Callable[[int], int] | None = None,
+) -> Search:
     """The cross-entropy method: an iteration a case, the next one drawn around the mean of the best quarter.
 
     Args:
@@ -106,13 +113,16 @@ def cross_entropy(start: FloatArray, num_iterations: int, population: int, avera
         population: candidates an iteration, at least 2.
         average_last: what is found is the mean of the means of this last share of the iterations, as a frozen policy is of its parameters.
         rng: of the noise.
+        used: how many entries, from the first, the case of that index has a use for; the others learn nothing from it. None: all.
     """
-    mean, spread, means = start, 1.0, []
+    mean, spread, means = start, np.ones_like(start), []
     for iteration in range(num_iterations):
         candidates = mean + spread * rng.normal(size=(population, len(mean)))
         scores = yield candidates, iteration
         best = np.argsort(-scores, kind="stable")[: max(1, round(ELITE * population))]
-        mean, spread = candidates[best].mean(axis=0), max(LEAST_SPREAD, NARROWING * spread)
+        learns = np.arange(len(mean)) < (used(iteration) if used else len(mean))
+        mean = np.where(learns, candidates[best].mean(axis=0), mean)
+        spread = np.where(learns, np.maximum(LEAST_SPREAD, NARROWING * spread), spread)
         means.append(mean)
     return np.asarray(np.mean(means[-max(1, round(average_last * num_iterations)) :], axis=0))
 

@@ -15,7 +15,7 @@ from proxymix.tuning_config import SourceSpec, Strict
 
 Scalar = bool | int | float | str | None
 
-FIXED = ("controller.episodes", "controller.num_env_runners", "controller.max_sources")
+FIXED = ("controller.episodes", "controller.num_env_runners", "controller.max_sources", "controller.path", "controller.reward.safety")
 """What trials must have in common to be compared, or what changes no result."""
 
 

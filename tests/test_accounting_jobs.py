@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from jobs.run import Run
-from jobs.train_controller import account_for, train_controller
+from jobs.train_controller import account_for, check_given, train_controller
 from proxymix.account import Account, total_flops
+from proxymix.benchmark_cases import check_settings
 from proxymix.config import validated
 from proxymix.controllers.frozen import FrozenController, save_controller
 from proxymix.controllers.policy import initial_parameters
@@ -45,3 +46,30 @@ def test_a_given_controller_that_is_none_is_the_users_to_mend(tmp_path):
     tree = {"name": "one", "runs_root": str(tmp_path), "sequence": {"tasks": "long@heldout-0"}, "controller": {"path": str(tmp_path / "nothing")}}
     with pytest.raises(UserError, match="cannot read"):
         train_controller(Run.open(validated(tree, "test"), "pipeline"), "")
+
+
+@pytest.mark.parametrize(
+    ("controller", "message"),
+    [({"decide_every": 2}, r"controller.decide_every: must be 1"), ({"path": "flat"}, r"for the 7 sources of the sequence, got one for 6")],
+)
+def test_a_given_controller_that_cannot_steer_the_run_is_refused_at_once(tmp_path, controller, message):
+    for architecture in ("equivariant", "flat"):
+        parameters = initial_parameters(architecture, 8, 6, np.random.default_rng(0))
+        save_controller(tmp_path / architecture, parameters, name="proxymix", architecture=architecture, facts={})
+    path = tmp_path / controller.pop("path", "equivariant")
+    tree = {
+        "name": "one",
+        "sequence": {"tasks": "long@heldout-0"},
+        "controller": {"path": str(path), "max_sources": 6, "curriculum": {"num_tasks": 3}},
+    }
+    tree["controller"] |= controller
+    with pytest.raises(UserError, match=message):
+        check_given(validated(tree, "test"))
+
+
+def test_jobs_that_learn_their_controllers_take_none():
+    tree = {"name": "one", "sequence": {"tasks": "long@heldout-0"}, "controller": {"path": "somewhere"}}
+    with pytest.raises(UserError, match=r"controller.path: must be null for jobs.benchmark"):
+        check_settings(validated(tree, "test"))
+    with pytest.raises(UserError, match="exclude each other"):
+        validated(tree | {"service": {"url": "http://127.0.0.1:1"}}, "test")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from cluster.table_runs import schedules_of
 from proxymix.benchmark_rows import MARKS, NOTES, family
 from proxymix.benchmark_table import MEASURES, benchmark_markdown, benchmark_metrics, case_measures, paired_difference
 from proxymix.report.benchmark_plots import plot_differences, plot_trade_off
@@ -135,8 +134,3 @@ def test_the_plots_name_every_row_they_can_show():
     assert [label.get_text() for label in differences.axes[0].get_yticklabels()] == ["No replay", "Oracle target RL†", "DoReMi‡"]
     assert sum("n = 1" in text for text in texts(differences)) == 1
     assert sorted(texts(trade_off)) == ["DoReMi‡", "No replay", "ProxyMix"]  # The oracle's mean is of other cases.
-
-
-def test_the_mean_schedule_of_runs_of_several_lengths():
-    short, long = {"shares": [[0.1, 0.3]]}, {"shares": [[0.3, 0.5], [0.6, 0.8]]}
-    assert schedules_of([short, long]) == [[pytest.approx(0.2), pytest.approx(0.4)], [0.6, 0.8]]

@@ -12,9 +12,9 @@ from proxymix.controllers.baselines import UniformReplay, baseline
 from proxymix.controllers.controls import ShuffledObservations, untrained
 from proxymix.controllers.loss_rules import loss_slope, proportional, saturation
 from proxymix.controllers.rule import Rule, split_decision
-from proxymix.controllers.schedules import mean_shares, schedule, static_mixture
+from proxymix.controllers.schedules import mean_schedule, schedule, static_mixture
 from proxymix.errors import UserError
-from proxymix.types import Decision, SourceReading, StageBoundary, StageRecord
+from proxymix.types import SourceReading, StageBoundary
 
 METHODS = ["no_replay", "random_30", "ramp_4", "proportional_40", "loss_slope_30", "saturation", "saturation_0.5"]
 
@@ -82,18 +82,9 @@ def test_a_schedule_beyond_what_it_was_made_for():
     assert weights(controller)["safety"] == weights(controller)["code"]
 
 
-def record(task, stage, share):
-    scene = replace(SCENE, task_index=task, stage_index=stage, num_stages=2)
-    return StageRecord("r", scene, Decision({"safety": share, "code": 0.0, "math": 1 - share}, "x"), {}, 0.0, 1, 1)
-
-
 def test_a_mean_schedule_is_that_of_all_runs_that_got_so_far():
-    short = [record(0, 0, 0.2), record(0, 1, 0.4)]
-    long = [record(0, 0, 0.4), record(0, 1, 0.8), record(1, 0, 0.5), record(1, 1, 0.9)]
-    assert np.array(mean_shares(short + long)) == pytest.approx(np.array([[0.3, 0.6], [0.5, 0.9]]))
-    for unusable in ([], long[:3]):
-        with pytest.raises(ValueError, match="every stage of every task"):
-            mean_shares(unusable)
+    short, long = [[0.2, 0.4]], [[0.4, 0.8], [0.5, 0.9]]
+    assert np.array(mean_schedule([short, long])) == pytest.approx(np.array([[0.3, 0.6], [0.5, 0.9]]))
 
 
 def test_a_static_mixture_by_hand():

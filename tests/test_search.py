@@ -91,3 +91,16 @@ def test_side_by_side_as_one_by_one(smoke_config, base_folder, smoke_builder, sm
         alone.append((final_score(run.validation_accuracies()), run.flops))
     assert scores == pytest.approx([score for score, _ in alone], abs=0.02)
     assert flops == sum(each for _, each in alone)  # The idle third replica is in no bill.
+
+
+def test_entries_that_a_case_has_no_use_for_learn_nothing_from_it():
+    search = cross_entropy(np.zeros(4), 3, 8, 1.0, np.random.default_rng(0), used=lambda case_index: 2)
+    candidates, _ = next(search)
+    while True:
+        try:
+            candidates, _ = search.send(candidates[:, 0])
+        except StopIteration as end:
+            found = end.value
+            break
+    assert found[0] > 0.5
+    assert found[2:].tolist() == [0.0, 0.0]

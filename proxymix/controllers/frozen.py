@@ -24,8 +24,6 @@ from proxymix.types import Decision, StageBoundary
 
 SCHEMA_VERSION = 2
 WEIGHTS, CARD = "controller.safetensors", "controller.json"
-SHIPPED = Path(__file__).with_name("shipped")
-"""The controller that comes with the project; docs/shipped_controller.md says how it was learnt and how far it can be trusted."""
 
 
 def observation_names(architecture: str) -> list[str]:
@@ -72,15 +70,14 @@ def save_controller(
 
 
 def copy_controller(path: str | Path, folder: Path) -> FrozenController:
-    """The frozen controller at `path` (`shipped`: the project's own), copied into `folder` file by file, the card last.
+    """The frozen controller in the folder `path`, copied into `folder` file by file, the card last.
 
     Raises:
         UserError: as `FrozenController.load`.
     """
-    source = SHIPPED if str(path) == SHIPPED.name else Path(path)
-    controller = FrozenController.load(source)
+    controller = FrozenController.load(path)
     for name in (WEIGHTS, CARD):
-        write_bytes(folder / name, (source / name).read_bytes())
+        write_bytes(folder / name, (Path(path) / name).read_bytes())
     return controller
 
 

@@ -1,7 +1,7 @@
 """Rivals without feedback: a share for every place in the sequence, and one mixture for all of it.
 
 shares [task][stage] → schedule → Rule       weights per source → static_mixture → Rule
-records of several runs → mean_shares        (a learnt controller's own schedule, to be replayed open-loop)
+shares of several runs → mean_schedule        (a learnt controller's own schedule, to be replayed open-loop)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from proxymix.controllers.rule import Rule, checked_share, evenly
 from proxymix.errors import UserError
-from proxymix.types import StageBoundary, StageRecord
+from proxymix.types import StageBoundary
 
 Shares = Sequence[Sequence[float]]
 """Replay shares in [0, 1], `[num_tasks][num_stages]`."""
@@ -48,19 +48,14 @@ def schedule(shares: Shares, name: str = "schedule", anchor_scores: Sequence[flo
     return Rule(name, share, by_role if anchor_scores else evenly)
 
 
-def mean_shares(records: Sequence[StageRecord]) -> list[list[float]]:
-    """The mean replay share decided at every (task, stage), over the records of whole runs of one number of stages; runs may differ in length.
+def mean_schedule(runs: Sequence[Shares]) -> list[list[float]]:
+    """The mean replay share at every (task, stage), `[longest run's tasks][stages]`, over the runs that came so far.
 
-    Raises:
-        ValueError: there are no records, or a place up to the last has none.
+    Args:
+        runs: shares `[task][stage]` of at least one whole run; of one number of stages, but runs may differ in length.
     """
-    found: dict[tuple[int, int], list[float]] = {}
-    for record in records:
-        found.setdefault((record.boundary.task_index, record.boundary.stage_index), []).append(record.replay_share)
-    num_tasks, num_stages = (1 + max((place[i] for place in found), default=-1) for i in (0, 1))
-    if not found or len(found) < num_tasks * num_stages:
-        raise ValueError(f"records must tell of every stage of every task, got {sorted(found)}; pass whole runs")
-    return [[float(np.mean(found[task, stage])) for stage in range(num_stages)] for task in range(num_tasks)]
+    rows = [[shares[task] for shares in runs if len(shares) > task] for task in range(max(map(len, runs)))]
+    return [[float(share) for share in np.mean(row, axis=0)] for row in rows]
 
 
 def static_mixture(weights: Mapping[str, float], name: str = "doremi") -> Rule:
