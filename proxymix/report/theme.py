@@ -63,6 +63,7 @@ def source_colours(anchors: Sequence[str], tasks: Sequence[str]) -> dict[str, st
 
 
 PNG_DPI = 160
+"""Dots per inch."""
 WIDTH = 5.2
 """Of every panel, inches."""
 
