@@ -11,6 +11,7 @@ from typing import Any
 
 from proxymix.ablation_config import FULL
 from proxymix.config import Config, validated
+from proxymix.errors import UserError
 from proxymix.table import method_title
 
 TITLES = {
@@ -54,7 +55,7 @@ def trained_as(config: Config, row: str) -> Config | None:
     elif row == "flat":
         change = {"architecture": "flat", "hidden_units": 0, "without": []}
     elif kind == "without":
-        change = {"without": [*config.controller.without, value]}
+        change = {"without": list(dict.fromkeys([*config.controller.without, value]))}
     elif kind == "cadence":
         change = {"decide_every": int(value)}
     elif kind == "proxy":
@@ -76,4 +77,7 @@ def _changed(config: Config, row: str, change: Mapping[str, Any]) -> Config:
     def merged(tree: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
         return tree | {key: merged(tree[key], value) if isinstance(value, Mapping) else value for key, value in part.items()}
 
-    return validated(merged(config.model_dump(mode="json"), change), f"of ablation row {row}")
+    variant = validated(merged(config.model_dump(mode="json"), change), f"of ablation row {row}")
+    if variant == config:
+        raise UserError(f"ablation.rows: must change something, got {row}, which this config is already; leave it out")
+    return variant

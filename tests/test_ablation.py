@@ -76,6 +76,7 @@ def test_every_group_and_what_the_paper_left_out_is_among_the_rows():
         ("ablation.world=train-1", r"ablation.world: must not be trained in, got train-1"),
         ("ablation.rows=[without_brakes]", r"ablation.rows.0"),
         ("ablation.rows=[flat,flat]", r"rows must be unique"),
+        ("ablation.rows=[proxy_nano]", r"must change something, got proxy_nano"),
         ("controller.architecture=flat", r"without must be of trend, normalisation, loss, position"),
         ("controller.curriculum.num_tasks=99", r"controller.max_sources"),
     ],
