@@ -77,13 +77,13 @@ def test_every_group_and_what_the_paper_left_out_is_among_the_rows():
         ("ablation.rows=[without_brakes]", r"ablation.rows.0"),
         ("ablation.rows=[flat,flat]", r"rows must be unique"),
         ("ablation.rows=[proxy_nano]", r"must change something, got proxy_nano"),
-        ("controller.architecture=flat", r"without must be of trend, normalisation, loss, position"),
+        ("controller.architecture=flat ablation.rows=[without_regression]", r"without must be of trend, normalisation, loss, position"),
         ("controller.curriculum.num_tasks=99", r"controller.max_sources"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_at_once(override, message):
     with pytest.raises(UserError, match=message):
-        check_settings(config(override))
+        check_settings(config(*override.split()))
 
 
 def test_a_flat_controller_must_hold_the_longest_sequence():
