@@ -26,7 +26,7 @@ REALISED = "_realised"
 QUICK = (
     *("name=benchmark_quick", "benchmark.sequences=[long]", "benchmark.num_seeds=2", "benchmark.num_controllers=2", "controller.episodes=96"),
     *("benchmark.choice.num_cases=2", "benchmark.choice.shares=[20,40]", "benchmark.choice.constants=[5,10]", "target.model.preset=micro"),
-    *("benchmark.headroom_cases=1", "benchmark.headroom_evaluations=64", "benchmark.oracle_episodes=48"),
+    *("benchmark.headroom_cases=1", "benchmark.headroom_evaluations=64", "benchmark.oracle_episodes=48", "controller.curriculum.num_cases=6"),
     "benchmark.methods=[no_replay,random_10,random_30,random_50,random_chosen,proportional_chosen,random_realised,proportional_realised,ramp_chosen,"
     "doremi,schedule_mean,schedule_tuned,random_policy,untrained,shuffled]",
 )
