@@ -12,7 +12,7 @@ import numpy as np
 
 from proxymix.ablation_config import FULL
 from proxymix.ablation_rows import row_title
-from proxymix.benchmark_table import MEASURES
+from proxymix.benchmark_table import MEASURES, difference_cell
 
 DIFFERENCES = ("J", "AA", "FGT", "SS")
 SHOWN = (*DIFFERENCES, "replay_share")
@@ -42,7 +42,7 @@ def _table(metrics: Mapping[str, Any], first: str) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row, found in metrics["methods"].items():
         values = [_value(found["mean"][name]) for name in SHOWN]
-        differences = [_difference(found["reference_minus"].get(name)) for name in DIFFERENCES]
+        differences = [difference_cell(found["reference_minus"].get(name)) for name in DIFFERENCES]
         title = f"**{row_title(row)}**" if row == FULL else row_title(row)
         lines.append("| " + " | ".join([title, *values, *differences]) + " |")
     return lines
@@ -50,9 +50,3 @@ def _table(metrics: Mapping[str, Any], first: str) -> list[str]:
 
 def _value(entry: Mapping[str, float] | None) -> str:
     return "–" if entry is None else f"{100 * entry['mean']:.1f}".replace("-", "−")
-
-
-def _difference(entry: Mapping[str, float] | None) -> str:
-    if entry is None:
-        return ""
-    return f"{100 * entry['mean']:+.1f} [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]".replace("-", "−")

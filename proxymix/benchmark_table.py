@@ -126,7 +126,7 @@ def _lines(rows: Mapping[str, Any], reference: str, *, with_cases: bool) -> list
     head += [f"{row_title(reference)} − it: {name}" for name in COMPARED]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for method, row in sorted(rows.items(), key=lambda item: -item[1]["mean"]["J"]["mean"]):
-        cells = [_cell(name, row["mean"][name]) for name in shown] + [_difference(row["reference_minus"].get(name)) for name in COMPARED]
+        cells = [_cell(name, row["mean"][name]) for name in shown] + [difference_cell(row["reference_minus"].get(name)) for name in COMPARED]
         title = f"**{row_title(method)}**" if method == reference else row_title(method)
         lines.append("| " + " | ".join([title, *([str(row["num_cases"])] if with_cases else []), *cells]) + " |")
     return lines
@@ -151,7 +151,8 @@ def _cell(name: str, entry: Mapping[str, float] | None) -> str:
     return f"{100 * entry['mean']:.1f} ± {100 * entry['se']:.1f}".replace("-", "−")
 
 
-def _difference(entry: Mapping[str, float] | None) -> str:
+def difference_cell(entry: Mapping[str, float] | None) -> str:
+    """A paired difference in percent points with its interval, as a table's cell; empty where there is none."""
     if entry is None:
         return ""
     return f"{100 * entry['mean']:+.1f} [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]".replace("-", "−")
