@@ -37,6 +37,7 @@ def noise_size(controller: ControllerConfig) -> int:
 class ExplorationNoise(gymnasium.vector.VectorWrapper):
     """Appends ε ~ N(0, I) to every proxy's observation: one draw for the whole episode, or a fresh one at every decision.
 
+    A lasting draw comes in mirrored pairs (`prepare`).
     Independent noise hardly moves the return of a run of some twenty decisions; noise that lasts the episode does (docs/log.md).
     """
 
@@ -45,6 +46,7 @@ class ExplorationNoise(gymnasium.vector.VectorWrapper):
         super().__init__(env)
         self.size, self.every_decision = size, every_decision
         self.generators = [np.random.default_rng(0) for _ in range(env.num_envs)]
+        self.signs = np.ones((env.num_envs, 1), np.float32)
         self.noise = np.zeros((env.num_envs, size), np.float32)
         inner = env.single_observation_space
         assert isinstance(inner, gymnasium.spaces.Box)
@@ -53,8 +55,15 @@ class ExplorationNoise(gymnasium.vector.VectorWrapper):
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def prepare(self, case_index: int, noise_seeds: Sequence[Sequence[int]]) -> None:
-        """The next episodes are on that case, each with noise from its own seed alone."""
+        """The next episodes are on that case, each with noise from its own seed alone.
+
+        The last number of a seed counts episodes. Where noise lasts the episode, every second one has its predecessor's mirrored,
+        so that what is no doing of the noise cancels between the two (antithetic sampling; docs/log.md says what it is worth).
+        """
         self.env.select_case(case_index)
+        if not self.every_decision:
+            self.signs = np.array([[-1.0 if seed[-1] % 2 else 1.0] for seed in noise_seeds], np.float32)
+            noise_seeds = [(*seed[:-1], seed[-1] // 2) for seed in noise_seeds]
         self.generators = [np.random.default_rng(seed) for seed in noise_seeds]
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
@@ -71,7 +80,7 @@ class ExplorationNoise(gymnasium.vector.VectorWrapper):
         return self._with_noise(observations), rewards, terminated, truncated, info
 
     def _draw(self) -> None:
-        self.noise = np.stack([generator.standard_normal(self.size) for generator in self.generators]).astype(np.float32)
+        self.noise = self.signs * np.stack([generator.standard_normal(self.size) for generator in self.generators]).astype(np.float32)
 
     def _with_noise(self, observations: Observation) -> Observation:
         return np.concatenate([observations, self.noise], axis=1)

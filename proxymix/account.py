@@ -59,6 +59,8 @@ class Account:
     def __init__(self, path: Path) -> None:
         """Args: `path` of `costs.jsonl`; it need not exist yet."""
         self.path = path
+        self._keys: set[tuple[str, str]] = set()
+        self._bytes_read = 0
 
     def add(self, item: Item, id: str, model: Literal["proxy", "target"], cost: Cost, *, cached: bool = False, episodes: int = 1) -> None:
         """Appends a line. What was found in a cache is told once, and not at all where it was made in this run."""
@@ -69,18 +71,18 @@ class Account:
         append_jsonl(self.path, asdict(line))
 
     def has(self, item: Item, id: str) -> bool:
-        """Whether there is a line of this key."""
-        return any((line.item, line.id) == (item, id) for line in self.lines())
+        """Whether there is a line of this key; reads only what was added since it was asked last."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._bytes_read)
+                whole = file.read().rpartition(b"\n")[0]
+            self._bytes_read += len(whole)
+            self._keys |= {(line.item, line.id) for line in _parsed(whole.decode("utf-8"))}
+        return (item, id) in self._keys
 
     def lines(self) -> list[CostLine]:
         """Every line, in order; one that was cut short by a kill is left out."""
-        if not self.path.exists():
-            return []
-        found = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, TypeError):
-                found.append(CostLine(**json.loads(text)))
-        return found
+        return _parsed(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
 
     def made(self, *items: Item) -> list[CostLine]:
         """The first line of every key of these items: what the results cost, whoever paid for it and however often."""
@@ -93,6 +95,14 @@ class Account:
     def spent(self) -> list[CostLine]:
         """Every line that this run paid for, repeated work included."""
         return [line for line in self.lines() if not line.cached]
+
+
+def _parsed(text: str) -> list[CostLine]:
+    found = []
+    for line in text.splitlines():
+        with suppress(ValueError, TypeError):
+            found.append(CostLine(**json.loads(line)))
+    return found
 
 
 def total_flops(lines: Iterable[CostLine]) -> int:

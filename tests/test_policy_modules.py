@@ -173,3 +173,6 @@ def test_noise_is_a_function_of_its_seed_and_lasts_as_told(every_decision):
     assert not np.array_equal(first, other)
     assert len(np.unique(first, axis=0)) == (7 if every_decision else 1)
     assert env.reset()[0] in env.observation_space
+    second, third = np.moveaxis(episode([(0, 2), (0, 3)]), 1, 0)
+    np.testing.assert_array_equal(second, other)
+    assert np.array_equal(third, -second) == (not every_decision)  # A lasting draw and its mirror image.
