@@ -34,9 +34,9 @@ class ChoiceConfig(Strict):
     """Builtin worlds that are neither trained on nor in the table."""
     num_cases: int = Field(default=6, ge=1)
     """Random orders, drawn like the curriculum's."""
-    shares: list[Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=lambda: [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], min_length=1)
+    shares: list[Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=lambda: [10.0 * tens for tens in range(1, 9)], min_length=1)
     """Percent."""
-    constants: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [3.0, 5.0, 10.0, 20.0], min_length=1)
+    constants: list[Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: [1.0, 2.0, 3.0, 5.0, 10.0, 20.0], min_length=1)
     """c of the ramp n/(n + c)."""
 
 
@@ -65,7 +65,7 @@ class BenchmarkConfig(Strict):
     headroom_evaluations: int = Field(default=160, ge=1)
     """Target runs of that search, a case; as many whole populations of `controller.episodes_per_iteration` as fit."""
     more_targets: list[Literal["nano", "micro", "mini", "small"]] = Field(default_factory=list)
-    """Presets that get a table of their own, `benchmark/<preset>/`, beside that of `target.model`; with the same controllers and choices."""
+    """Presets that get a table of their own, `benchmark/<preset>/`, beside `target.model`'s; the same controllers and choices, no oracles."""
 
     @property
     def rows_of_sequences(self) -> dict[str, list[str]]:

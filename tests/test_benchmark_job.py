@@ -146,7 +146,7 @@ def test_the_whole_table_and_once_more_from_the_cache(tmp_path):
     assert policy["inscl_realised"] == policy["proxymix"]
     assert policy["olora"] == 0 < min(policy[name] for name in ("schedule_tuned", "random_policy", "doremi", *sometimes))
     small = json.loads((folder / "benchmark" / "micro" / "metrics.json").read_text())["methods"]
-    assert small.keys() == rows.keys()  # Another size from the same controllers.
+    assert small.keys() == rows.keys() - {"oracle", "headroom"}  # Another size from the same controllers.
     assert small["proxymix"]["mean"]["total_cost"] != rows["proxymix"]["mean"]["total_cost"]
     assert all((folder / "benchmark" / name).stat().st_size > 1000 for name in ("differences.png", "trade_off.png", "micro/table.md"))
     assert shown.strip() == (folder / "benchmark" / "table.md").read_text().strip()
