@@ -6,7 +6,7 @@ Everything runs on one thread in this process, in turn, round after round. Both 
 read as many probes after each stage; the Trainer's start-up is left out, and it neither logs nor saves. `ours` is one proxy, `side_by_side`
 eight at a time, as env runners tune them. Weights are fresh: speed does not depend on them. Prints a line a preset and one JSON line: samples
 a second, ratios (median over rounds, with the range), and FLOP/s over the rate of large matrix products: of the operations really computed,
-padding included, and of those that the plain model needs for the same batches (`model`).
+and of those that the plain model needs for the same batches, padding included (`model`).
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def measured(config: Config, preset: str, folder: Path, num_rounds: int) -> dict
             rates[name].append(samples / seconds)
         rates["gemm"].append(gemm_rate())
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).num_parameters()
-    computed = ours[1].flops_per_sample
-    model = computed * trainer.flops_per_sample / trainer.lean_flops_per_sample
+    counted = ours[1].flops_per_sample
+    computed, model = (counted * flops / trainer.lean_flops for flops in (trainer.packed_flops, trainer.plain_flops))
     return {
         "samples_per_second": {name: round(float(np.median(rates[name])), 1) for name in ways},
         "ours_over_trainer": ratio(rates["ours"], rates["trainer"]),
@@ -186,9 +186,11 @@ class HuggingFaceStages:
         )
         self.trainer.remove_callback(PrinterCallback)
         plain, lean = load_model(folder, "transformers").shape, ours.builder.learner.shape
-        self.flops_per_sample, self.lean_flops_per_sample = (
+        self.plain_flops, self.lean_flops = (
             sum(shape.training_flops(batch.input_ids.shape, batch.num_scored) for batch in self.batches) for shape in (plain, lean)
         )
+        # Products of the body leave padding out: three times, forward and backward, two operations a weight and place.
+        self.packed_flops = self.lean_flops - 6 * lean.body * sum(batch.input_ids.numel() - int(_ends(batch).sum()) for batch in self.batches)
 
     def run(self) -> tuple[float, int]:
         """Seconds and training samples."""
@@ -215,9 +217,13 @@ class _InOrder(Trainer):  # type: ignore[misc]
 
 def _examples(batch: Batch) -> list[dict[str, list[int]]]:
     """Rows without padding, with the end token; labels as transformers wants them: at their own position, which it shifts."""
-    ends = ((batch.labels != IGNORED) * torch.arange(1, batch.labels.shape[1] + 1)).amax(1)
-    rows = zip(batch.input_ids.tolist(), batch.labels.tolist(), ends.tolist(), strict=True)
+    rows = zip(batch.input_ids.tolist(), batch.labels.tolist(), _ends(batch).tolist(), strict=True)
     return [{"input_ids": [*ids[:end], labels[end - 1]], "labels": [IGNORED, *labels[:end]]} for ids, labels, end in rows]
+
+
+def _ends(batch: Batch) -> torch.Tensor:
+    """Where each row's padding begins, `[num_rows]`."""
+    return ((batch.labels != IGNORED) * torch.arange(1, batch.labels.shape[1] + 1)).amax(1)
 
 
 def gemm_rate(seconds: float = 0.3) -> float:

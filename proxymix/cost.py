@@ -2,9 +2,10 @@
 
     model → ModelShape;   rows, padded length, scored positions → FLOPs
 
-What is counted is what is really computed: padding too, attention over the whole square of positions, the output layer at scored positions
-alone. Lookups, norms and activations are free. `torch.utils.flop_counter` counts the same to the last operation where attention runs as plain
-products. Two fused kernels it counts otherwise: the CPU's not at all, and CUDA's backward as 2.5 and not 2 times forward (scores computed again).
+What is counted is what padded rows take: padding too, attention over the whole square of positions, the output layer at scored positions
+alone. `LeanLlama` leaves padding out of its products, so where rows differ in length it computes less than is counted. Lookups, norms and
+activations are free. `torch.utils.flop_counter` counts the same to the last operation where attention runs as plain products. Two fused kernels
+it counts otherwise: the CPU's not at all, and CUDA's backward as 2.5 and not 2 times forward (scores computed again).
 """
 
 from __future__ import annotations

@@ -149,3 +149,20 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
         LeanLlama.load(folder)
     with pytest.raises(UserError, match="cannot read"):
         LeanLlama.load(tmp_path / "absent")
+
+
+def test_rows_of_any_length_beside_one_another_are_those_alone(folder):
+    """Values and gradients: what stands beside a row, in its replica or another, is not seen."""
+    lengths = torch.tensor([[70, 3, 9], [1, 1, 30]])
+    tokens, ends = torch.stack([TOKENS, TOKENS.flip(0)]), lengths[..., None] - 1
+    together, alone = LeanLlama.load(folder, num_replicas=2), LeanLlama.load(folder, num_replicas=2)
+    asked = together.logits(tokens, ends)[:, :, 0]
+    asked.logsumexp(-1).sum().backward()
+    for row in range(3):
+        for replica in range(2):
+            length = int(lengths[replica, row])
+            one = alone.logits(tokens[:, row : row + 1, :length], torch.full((2, 1, 1), length - 1))[replica, 0, 0]
+            one.logsumexp(-1).backward()
+            assert torch.allclose(asked[replica, row], one, atol=1e-5, rtol=1e-5)
+    for ours, expected in zip(together.parameters(), alone.parameters(), strict=True):
+        assert torch.allclose(ours.grad, expected.grad, atol=1e-3, rtol=1e-4)

@@ -2,9 +2,10 @@
 
     input_ids [replicas, rows, length], places [replicas, rows, asked] → logits [replicas, rows, asked, vocabulary]
 
-Tiny models spend their time in Python and kernel launches, not in arithmetic. This one fuses q/k/v and gate/up, needs no padding
-mask (right padding cannot be seen by a causal model's earlier positions), computes the last layer's queries and MLP only where the next
-token is asked for, and can hold many replicas, each with weights of its own, that go through every operation together.
+Tiny models spend their time in Python and kernel launches, not in arithmetic. This one fuses q/k/v and gate/up, leaves padding out of all
+but attention, where no mask is needed (a causal model's earlier positions cannot see what is to their right), computes the last layer's
+queries and MLP only where the next token is asked for, and can hold many replicas, each with weights of its own, that go through every
+operation together.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from proxymix.cost import ModelShape
 from proxymix.errors import UserError
+from proxymix.learners.packing import Packing
 
 
 class Layer(nn.Module):
@@ -41,35 +43,37 @@ class Layer(nn.Module):
         self.epsilon = config.get("rms_norm_eps", 1e-6)
         self.grouped = self.num_key_heads != self.num_heads
 
-    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """`[replicas, rows · length, width]` to the same; the length is that of the rotation."""
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor, packing: Packing) -> Tensor:
+        """`[replicas, tokens, width]` to the same; the rotation is that of a padded row."""
         qkv = torch.bmm(rms_norm(x, self.norm_1, self.epsilon), self.qkv.mT)
-        rotated, value = torch.split(self._heads(qkv, len(cosine)), [self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
+        rotated, value = torch.split(self._heads(packing.pad(qkv)), [self.num_heads + self.num_key_heads, self.num_key_heads], dim=1)
         query, key = torch.split(rotate(rotated, cosine, sine), [self.num_heads, self.num_key_heads], dim=1)
-        return self._after(x, F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=self.grouped)
+        return self._after(x, packing.unpad(attended.transpose(1, 2).flatten(2)))
 
-    def forward_at(self, x: Tensor, cosine: Tensor, sine: Tensor, places: Tensor) -> Tensor:
+    def forward_at(self, x: Tensor, cosine: Tensor, sine: Tensor, packing: Packing, places: Tensor) -> Tensor:
         """As `forward`, but only the states at `places`, `[replicas, rows, asked]`: `[replicas, rows · asked, width]`."""
         replicas, rows, asked = places.shape
-        length, edge = len(cosine), self.num_heads * self.head_size
+        edge = self.num_heads * self.head_size
         normed = rms_norm(x, self.norm_1, self.epsilon)
-        starts = torch.arange(0, replicas * rows * length, length, device=x.device).view(replicas, rows, 1)
-        index = (places + starts).flatten()
+        index = (packing.starts + places).flatten()
         x, chosen = (states.flatten(0, 1).index_select(0, index).view(replicas, rows * asked, -1) for states in (x, normed))
-        key, value = self._heads(torch.bmm(normed, self.qkv[:, edge:].mT), length).chunk(2, dim=1)
+        key, value = self._heads(packing.pad(torch.bmm(normed, self.qkv[:, edge:].mT))).chunk(2, dim=1)
         columns = places.view(-1, 1, asked)
-        query = rotate(self._heads(torch.bmm(chosen, self.qkv[:, :edge].mT), asked), cosine[columns], sine[columns])
-        visible = torch.arange(length, device=x.device) <= columns[..., None]  # [replicas · rows, 1, asked, length]
+        query = torch.bmm(chosen, self.qkv[:, :edge].mT).view(replicas * rows, asked, -1)
+        query = rotate(self._heads(query), cosine[columns], sine[columns])
+        visible = torch.arange(len(cosine), device=x.device) <= columns[..., None]  # [replicas · rows, 1, asked, length]
         key = rotate(key, cosine, sine)
-        return self._after(x, F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=self.grouped))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=self.grouped)
+        return self._after(x, attended.transpose(1, 2).reshape(replicas, rows * asked, -1))
 
-    def _heads(self, states: Tensor, length: int) -> Tensor:
-        """`[replicas, rows · length, heads · size]` to `[replicas · rows, heads, length, size]`."""
-        return states.view(-1, length, states.shape[-1] // self.head_size, self.head_size).transpose(1, 2)
+    def _heads(self, rows: Tensor) -> Tensor:
+        """`[replicas · rows, length, heads · size]` to `[replicas · rows, heads, length, size]`."""
+        return rows.view(*rows.shape[:2], -1, self.head_size).transpose(1, 2)
 
     def _after(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual, output projection and MLP."""
-        x = torch.baddbmm(x, attended.transpose(1, 2).reshape(*x.shape[:2], -1), self.out.mT)
+        x = torch.baddbmm(x, attended, self.out.mT)
         gate, up = torch.bmm(rms_norm(x, self.norm_2, self.epsilon), self.gate_up.mT).chunk(2, dim=-1)
         return torch.baddbmm(x, F.silu(gate) * up, self.down.mT)
 
@@ -109,14 +113,15 @@ class LeanLlama(nn.Module):
         Returns:
             `[replicas, rows, asked, vocabulary]`.
         """
-        replicas, _, length = input_ids.shape
-        _, vocabulary, width = self.embedding.shape
-        offsets = torch.arange(0, replicas * vocabulary, vocabulary, device=input_ids.device)[:, None, None]
-        x = F.embedding((input_ids + offsets).view(replicas, -1), self.embedding.reshape(-1, width))
-        cosine, sine = (table.to(x.dtype) for table in self._rotation(length, input_ids.device))
+        replicas, (_, vocabulary, width) = len(input_ids), self.embedding.shape
+        packing = Packing.of(places.amax(-1) + 1)  # What stands behind the last place asked for cannot change an answer.
+        offsets = torch.arange(0, replicas * vocabulary, vocabulary, device=input_ids.device)[:, None]
+        tokens = packing.unpad(input_ids[..., : packing.length].reshape(-1, packing.length, 1))[..., 0]
+        x = F.embedding(tokens + offsets, self.embedding.reshape(-1, width))
+        cosine, sine = (table.to(x.dtype) for table in self._rotation(packing.length, input_ids.device))
         for layer in self.layers[:-1]:
-            x = layer(x, cosine, sine)
-        x = rms_norm(self.layers[-1].forward_at(x, cosine, sine, places), self.norm, self.config.get("rms_norm_eps", 1e-6))
+            x = layer(x, cosine, sine, packing)
+        x = rms_norm(self.layers[-1].forward_at(x, cosine, sine, packing, places), self.norm, self.config.get("rms_norm_eps", 1e-6))
         return torch.bmm(x, (self.embedding if self.head is None else self.head).mT).view(*places.shape, -1)
 
     def token_embeddings(self) -> Tensor:

@@ -23,8 +23,8 @@ from proxymix.learners.models import LanguageModel
 if TYPE_CHECKING:
     from proxymix.config import TuningConfig
 
-EVALUATION_ROWS = 64
-"""Rows that are validated at a time; bounds the memory of a large model's probes, and keeps a tiny one's in the cache (twice as fast as 256)."""
+EVALUATION_ROWS = 128
+"""Rows that are validated at a time; bounds the memory of a large model's probes, and keeps a tiny one's in the cache."""
 
 
 class NonFiniteLossError(UserError):
