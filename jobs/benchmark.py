@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.pilots import pretrain_bases
 from cluster.session import ray_session
 from cluster.table_runs import TableRun
-from jobs.benchmark_rows import Ready, Rows, chosen_rows, everywhere, learnt_rows, oracle_rows, run_on, searched_rows
+from jobs.accounted_runs import run_on
+from jobs.benchmark_rows import Ready, Rows, chosen_rows, everywhere, oracle_rows, searched_rows, steered_rows
 from jobs.entry import launch
-from jobs.pretrain_base import pretrain_base
+from jobs.pretrain_base import preset_bases, pretrain_base
 from jobs.run import Run
+from jobs.train_controller import check_given
 from proxymix.artifacts import write_json
-from proxymix.benchmark_cases import check_settings, table_cases
-from proxymix.benchmark_table import benchmark_metrics, case_measures, write_table
+from proxymix.benchmark_cases import table_cases, table_methods
+from proxymix.benchmark_checks import check_settings, longest_sequence
+from proxymix.benchmark_table import UNIT, benchmark_metrics, case_measures, write_table
 from proxymix.config import PROXYMIX, Config, ModelConfig
 from proxymix.controllers.rivals import Found
-from proxymix.learners.pretraining import base_cost
 
-UNIT = "random_30"
-"""What a random-replay target run costs is this row's cost on the same case."""
 REALISED = "_realised"
 """Rows of rules at ProxyMix's own share on the same case; they copy the controller, so they pay for it."""
 QUICK = (
@@ -35,7 +34,7 @@ QUICK = (
 
 def run_benchmark(run: Run, config: Config, target_base: str, prepared: Rows, folder: Path) -> dict[str, Any]:
     """Every method on every case; writes `metrics.json`, `table.md` and the plots into `folder`, and returns the metrics."""
-    methods = list(dict.fromkeys([PROXYMIX, *config.benchmark.methods, *prepared]))
+    methods = list(dict.fromkeys([PROXYMIX, *table_methods(config), *prepared]))
     plain = everywhere(config, {method: Ready() for method in methods if method not in prepared and not method.endswith(REALISED)})
     rows = {**plain, **prepared}
     results = _run(run, config, target_base, rows, "table")
@@ -85,22 +84,21 @@ def more_targets(run: Run) -> dict[str, tuple[Config, str]]:
     found = {}
     for preset in run.config.benchmark.more_targets:
         model = ModelConfig(preset=preset, implementation=run.config.target.model.implementation)
-        with run.progress(f"base model {preset}") as update:
-            (folder,), trained = pretrain_bases(run.config, [model], update)
-        run.account.add("pretraining", Path(folder).name, "target", base_cost(folder), cached=folder not in trained)
+        (folder,) = preset_bases(run, [model], "target", f"base model {preset}")
         found[preset] = run.config.model_copy(update={"target": run.config.target.model_copy(update={"model": model})}), folder
     return found
 
 
 def job(run: Run) -> None:
     """Stand-alone: bases, controllers, choices, searches, a table a target."""
+    check_given(run.config, longest_sequence(run.config))
     check_settings(run.config)
     folder = run.folder / "benchmark"
     with ray_session(run.config):
         proxy_base, target_base = pretrain_base(run)
         with run.phase("benchmark"):
-            learnt = learnt_rows(run, proxy_base)
-            prepared = learnt | chosen_rows(run, proxy_base, learnt) | searched_rows(run, proxy_base)
+            steered = steered_rows(run, proxy_base)
+            prepared = steered | chosen_rows(run, proxy_base, steered) | searched_rows(run, proxy_base)
             _tables(run, run.config, target_base, prepared, folder)
             for preset, (config, base) in more_targets(run).items():
                 run_benchmark(run, config, base, prepared, folder / preset)  # What nobody could afford is asked of one target alone.

@@ -1,6 +1,6 @@
-"""What the rows of the benchmark rest on: controllers that are learnt, numbers that are chosen, schedules that are searched for.
+"""What the rows of the benchmark rest on: controllers that are learnt or given, numbers that are chosen, schedules that are searched for.
 
-    learnt_rows, chosen_rows, searched_rows (on the proxy), oracle_rows (on the target) → Rows: (method, case) → Ready → the table
+    steered_rows, chosen_rows, searched_rows (on the proxy), oracle_rows (on the target) → Rows: (method, case) → Ready → the table
 
 A row that is ready for some cases only stands in the table for those.
 """
@@ -10,18 +10,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from cluster.searches import SearchPlace, learn_mixtures, search_case, search_policy, tune_schedule
-from cluster.table_runs import Role, TableRun, run_table
+from cluster.table_runs import Role, TableRun
+from jobs.accounted_runs import run_on
 from jobs.run import Run
-from jobs.train_controller import learn
-from proxymix.account import Cost, total_flops
+from jobs.train_controller import learn, take_given
+from proxymix.account import total_flops
 from proxymix.artifacts import write_json
-from proxymix.benchmark_cases import choice_cases, headroom_cases, oracle_config, sequence_cases, table_cases, target_as_proxy, training_cases
+from proxymix.benchmark_cases import (
+    choice_cases,
+    headroom_cases,
+    oracle_config,
+    practised_sequences,
+    sequence_cases,
+    sequence_mark,
+    table_cases,
+    table_methods,
+    target_as_proxy,
+    training_cases,
+)
+from proxymix.benchmark_checks import longest_sequence
 from proxymix.benchmark_config import CHOSEN
 from proxymix.cases import Case
 from proxymix.config import PROXYMIX, Config
@@ -54,16 +66,34 @@ class Learnt:
     flops: int
 
 
-def learnt_rows(run: Run, proxy_base: str) -> Rows:
-    """ProxyMix's: one controller a training seed, the mean of their parameters, and that with shuffled observations."""
-    config, members = run.config, []
+def steered_rows(run: Run, proxy_base: str) -> Rows:
+    """ProxyMix's: the controller that is given or the mean of those learnt, that with shuffled observations, and each of those learnt."""
+    own = {} if run.config.controller.path else _learnt_members(run, proxy_base)
+    main = _mean(run, own) if own else _given(run)
+    asked = [PROXYMIX, *(["shuffled"] if "shuffled" in table_methods(run.config) else [])]
+    return everywhere(run.config, dict.fromkeys(asked, main) | own)
+
+
+def _given(run: Run) -> Ready:
+    """That of `controller.path`; learning it took what its card says."""
+    take_given(run, longest_sequence(run.config))
+    folder = run.folder / "controller"
+    return Ready(controller=str(folder), policy_flops=FrozenController.load(folder).card.get("training_flops", 0))
+
+
+def _learnt_members(run: Run, proxy_base: str) -> dict[str, Ready]:
+    """One controller a training seed."""
+    config, found = run.config, {}
     for seed in range(config.benchmark.num_controllers):
         seeded = config.model_copy(update={"controller": config.controller.model_copy(update={"seed": seed})})
-        members.append(learnt(run, seeded, proxy_base, training_cases(config, seed), f"seed{seed}"))
-    mean = Ready(controller=_mean_controller(run, [member.folder for member in members]), policy_flops=sum(member.flops for member in members))
-    own = {f"{PROXYMIX}_seed{seed}": Ready(controller=member.folder, policy_flops=member.flops) for seed, member in enumerate(members)}
-    asked = [PROXYMIX, *(["shuffled"] if "shuffled" in config.benchmark.methods else [])]
-    return everywhere(config, dict.fromkeys(asked, mean) | own)
+        member = learnt(run, seeded, proxy_base, training_cases(config, seed), f"seed{seed}")
+        found[f"{PROXYMIX}_seed{seed}"] = Ready(controller=member.folder, policy_flops=member.flops)
+    return found
+
+
+def _mean(run: Run, members: Mapping[str, Ready]) -> Ready:
+    folder = _mean_controller(run, [str(member.controller) for member in members.values()])
+    return Ready(controller=folder, policy_flops=sum(member.policy_flops for member in members.values()))
 
 
 def learnt(run: Run, config: Config, base: str, cases: Sequence[Case], mark: str, model: Role = "proxy") -> Learnt:
@@ -77,12 +107,12 @@ def learnt(run: Run, config: Config, base: str, cases: Sequence[Case], mark: str
 
 def chosen_rows(run: Run, proxy_base: str, steered: Rows) -> Rows:
     """The best number of every rule on the proxy, by mean J on validation rows, and the controller's mean schedule there."""
-    settings, cases = run.config.benchmark, choice_cases(run.config)
+    settings, asked, cases = run.config.benchmark, table_methods(run.config), choice_cases(run.config)
     candidates = {f"{rule}_chosen": {share: f"{rule}_{share:g}" for share in settings.choice.shares} for rule in CHOSEN}
     candidates["ramp_chosen"] = {constant: f"ramp_{constant:g}" for constant in settings.choice.constants}
-    wanted = {name: numbers for name, numbers in candidates.items() if name in settings.methods}
+    wanted = {name: numbers for name, numbers in candidates.items() if name in asked}
     methods = list(dict.fromkeys(method for numbers in wanted.values() for method in numbers.values()))
-    if "schedule_mean" in settings.methods:
+    if "schedule_mean" in asked:
         methods.append(PROXYMIX)
     mean = next(iter(steered[PROXYMIX].values()))
     runs = [TableRun(case, method, controller=mean.controller if method == PROXYMIX else None) for method in methods for case in cases]
@@ -101,7 +131,7 @@ def chosen_rows(run: Run, proxy_base: str, steered: Rows) -> Rows:
 
 def searched_rows(run: Run, proxy_base: str) -> Rows:
     """A schedule and a policy found with the budget of all controllers on their cases; and what may know the sequence it is judged on."""
-    config, methods, rows = run.config, run.config.benchmark.methods, Rows()
+    config, methods, rows = run.config, table_methods(run.config), Rows()
     sequences, members = config.benchmark.sequences, config.benchmark.num_controllers
     training, budget = [case for seed in range(members) for case in training_cases(config, seed)], members * config.controller.episodes
     if "schedule_tuned" in methods:
@@ -120,13 +150,13 @@ def searched_rows(run: Run, proxy_base: str) -> Rows:
             mixtures = learn_mixtures(SearchPlace(config, proxy_base, domains, run.account, "doremi", update))
         ready = [Ready(Found(mixtures={"doremi": weights}), policy_flops=flops) for weights, flops in mixtures]
         rows["doremi"] = _of_sequences(config, dict(zip(sequences, ready, strict=True)))
-    same = config.benchmark.rows_of_sequences["proxymix_same"]
+    same = practised_sequences(config)["proxymix_same"]
     return rows | _practised(run, config, proxy_base, "proxymix_same", same, "", "proxy")
 
 
 def oracle_rows(run: Run, config: Config, target_base: str) -> Rows:
     """What nobody could afford: the learner on the target itself, and the best schedule of a case by direct search there."""
-    sequences, cases = config.benchmark.rows_of_sequences["oracle"], headroom_cases(config)
+    sequences, cases = practised_sequences(config)["oracle"], headroom_cases(config)
     oracle = oracle_config(config)
     own = f"_{oracle.controller.episodes}/{Path(target_base).name}"
     rows = _practised(run, oracle, target_base, "oracle", sequences, own, "target")
@@ -144,7 +174,7 @@ def _practised(run: Run, config: Config, base: str, row: str, sequences: Sequenc
     """A controller a sequence, trained on nothing else; `own` tells its folders from those of other models and budgets."""
     ready = {}
     for sequence in sequences:
-        mark = f"{row}{own}/{sequence}@{config.benchmark.world}"
+        mark = f"{row}{own}/{sequence_mark(config, sequence)}"
         member = learnt(run, config, base, sequence_cases(config, sequence, config.controller.curriculum.num_cases, mark), mark, model)
         ready[sequence] = Ready(controller=member.folder, policy_flops=member.flops)
     return {row: _of_sequences(config, ready)} if ready else {}
@@ -153,18 +183,6 @@ def _practised(run: Run, config: Config, base: str, row: str, sequences: Sequenc
 def everywhere(config: Config, rows: Mapping[str, Ready]) -> Rows:
     """The same for every case of the table."""
     return {method: {case.name: ready for case in table_cases(config)} for method, ready in rows.items()}
-
-
-def run_on(run: Run, config: Config, role: Role, base: str, runs: list[TableRun], title: str) -> list[dict[str, Any]]:
-    """`run_table` with a bar, and a line a run in the account."""
-
-    def note(index: int, result: dict[str, Any], cached: bool) -> None:
-        asked = runs[index]
-        where = role if role == "proxy" else f"{role}/{Path(base).name}"
-        run.account.add("tuning", f"{where}/{asked.case.name}/{asked.method}", role, Cost(**result["cost"]), cached=cached)
-
-    with run.progress(title) as update:
-        return run_table(config, role, base, runs, update, note)
 
 
 def _of_sequences(config: Config, ready: Mapping[str, Ready]) -> dict[str, Ready]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from safetensors import safe_open
 
@@ -13,6 +15,7 @@ from jobs.entry import launch
 from jobs.run import Run
 from proxymix.artifacts import write_json
 from proxymix.learners.pretraining import base_cost
+from proxymix.tuning_config import ModelConfig
 
 
 def pretrain_base(run: Run) -> tuple[str, str]:
@@ -25,6 +28,15 @@ def pretrain_base(run: Run) -> tuple[str, str]:
             run.account.add("pretraining", Path(folder).name, role, base_cost(folder), cached=folder not in trained)
         write_json(run.folder / "base" / f"{role}.json", {"folder": folder, "num_parameters": _num_parameters(folder)})
     return folders[0], folders[1]
+
+
+def preset_bases(run: Run, models: Sequence[ModelConfig], role: Literal["proxy", "target"], title: str) -> list[str]:
+    """The base folders of further presets, in order, each with its line in the account as `role`'s."""
+    with run.progress(title) as update:
+        folders, trained = pretrain_bases(run.config, models, update)
+    for folder in folders:
+        run.account.add("pretraining", Path(folder).name, role, base_cost(folder), cached=folder not in trained)
+    return folders
 
 
 def _num_parameters(folder: str) -> int | None:

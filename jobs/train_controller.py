@@ -33,8 +33,12 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
     return controller
 
 
-def check_given(config: Config) -> None:
+def check_given(config: Config, most_tasks: int | None = None) -> None:
     """What would stop a run that is given its controller, before anything has started.
+
+    Args:
+        config: of the run.
+        most_tasks: of what is to be steered; None: of the configured sequence.
 
     Raises:
         UserError: the folder holds none, or one that cannot steer this run.
@@ -42,7 +46,7 @@ def check_given(config: Config) -> None:
     if config.controller.path is None:
         return
     given = FrozenController.load(config.controller.path)
-    asked, num_sources = config.controller.decide_every, len(config.sequence.anchors) + len(sequence_tasks(config))
+    asked, num_sources = config.controller.decide_every, len(config.sequence.anchors) + (most_tasks or len(sequence_tasks(config)))
     every = given.card.get("decide_every", 1)
     if every != asked:
         raise UserError(f"controller.decide_every: must be {every} as the controller in controller.path was learnt, got {asked}")
@@ -50,11 +54,16 @@ def check_given(config: Config) -> None:
         raise UserError(f"controller.path: must hold a controller for the {num_sources} sources of the sequence, got one for {given.max_sources}")
 
 
-def take_given(run: Run) -> bool:
-    """Copies the controller of `controller.path` into the run, with what learning it took; False where none is given."""
+def take_given(run: Run, most_tasks: int | None = None) -> bool:
+    """Copies the controller of `controller.path` into the run, with what learning it took; False where none is given.
+
+    Args:
+        run: to be given it.
+        most_tasks: as for `check_given`.
+    """
     if (path := run.config.controller.path) is None:
         return False
-    check_given(run.config)
+    check_given(run.config, most_tasks)
     card = copy_controller(path, run.folder / "controller").card
     cost, episodes = Cost(card.get("training_flops", 0)), card.get("training_cost", {}).get("episodes", 0)
     run.account.add("episodes", f"given/{str(card['sha256'])[:12]}", "proxy", cost, cached=True, episodes=int(episodes))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from proxymix.tuning_config import Strict
+from proxymix.tuning_config import SourceConfig, SourceSpec, Strict
 
 RANDOM_SHARES = (5, 10, 20, 30, 40, 50, 70)
 CHOSEN = ("random", "proportional", "loss_slope", "grad_sim", "inscl")
@@ -25,13 +25,20 @@ METHODS = (
     *("random_examples_30", "random_tokens_30", "ramp_chosen", "saturation", "doremi", "olora"),
     *("schedule_mean", "schedule_tuned", "random_policy", "untrained", "shuffled"),
 )
+BUDGETED = ("schedule_tuned", "random_policy")
+"""Rows that get the budget controllers are trained with; there is none where a controller is given."""
+Row = Annotated[str, Field(pattern=_ROW)]
+SequenceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Order = Annotated[list[SourceSpec], Field(min_length=2)]
 
 
 class ChoiceConfig(Strict):
     """What a careful user would choose on the proxy, at a controller's expense: the best share of every rule, and the ramp's constant."""
 
     worlds: list[str] = Field(default_factory=lambda: ["validation-0", "validation-1"], min_length=1)
-    """Builtin worlds that are neither trained on nor in the table."""
+    """Builtin worlds that are neither trained on nor in the table; ignored when `pool` is given."""
+    pool: Annotated[list[SourceSpec], Field(min_length=2)] | None = None
+    """Sources of your own, none of them in the table; the controller may practise on them too. As many as `controller.curriculum.num_tasks`."""
     num_cases: int = Field(default=6, ge=1)
     """Random orders, drawn like the curriculum's."""
     shares: list[Annotated[float, Field(ge=0, le=100)]] = Field(default_factory=lambda: [10.0 * tens for tens in range(1, 9)], min_length=1)
@@ -43,21 +50,25 @@ class ChoiceConfig(Strict):
 class BenchmarkConfig(Strict):
     """`jobs.benchmark`: every method on every sequence and seed, on the target."""
 
-    sequences: list[str] = Field(default_factory=lambda: ["sharp_shift", "style", "safety_first", "long", "related", "very_long"], min_length=1)
-    """Named builtin sequences."""
+    sequences: list[str] | dict[SequenceName, Order] = Field(
+        default_factory=lambda: ["sharp_shift", "style", "safety_first", "long", "related", "very_long"], min_length=1
+    )
+    """Named builtin sequences; or orders of sources of your own, each under the name it gets in the table."""
     world: str = "heldout-0"
-    """Where the table is made; no controller or choice has seen it."""
+    """Where the table of named sequences is made; no controller or choice has seen it."""
     num_seeds: int = Field(default=8, ge=1)
     """Data streams per sequence."""
-    methods: list[Annotated[str, Field(pattern=_ROW)]] = Field(default_factory=lambda: list(METHODS), min_length=1)
-    """Rows, as docs/rivals.md lists them; `proxymix` is the mean of the controllers. Each controller's own row stands there in any case."""
+    methods: list[Row] | None = Field(default=None, min_length=1)
+    """Rows, as docs/rivals.md lists them; `proxymix` is the mean of the controllers, or that of `controller.path`. Each controller learnt has a row
+    of its own in any case. None: all, but for those that get a training's budget where a controller is given."""
     num_controllers: int = Field(default=3, ge=1)
-    """Trainings with seeds 0, 1, …; each is a row `proxymix_seed<k>`."""
+    """Trainings with seeds 0, 1, …; each is a row `proxymix_seed<k>`. Ignored where a controller is given."""
     choice: ChoiceConfig = ChoiceConfig()
     same_sequences: list[str] | None = None
-    """Sequences with a row `proxymix_same`: the paper's protocol, a controller trained on the proxy on this very sequence. None: the first two."""
+    """Sequences with a row `proxymix_same`: the paper's protocol, a controller trained on the proxy on this very sequence. None: the first two,
+    none where a controller is given."""
     oracle_sequences: list[str] | None = None
-    """Sequences with a row `oracle`: the same learner with the target in the proxy's place. None: the first two."""
+    """Sequences with a row `oracle`: the same learner with the target in the proxy's place. None: the first two, none where a controller is given."""
     oracle_episodes: int | None = Field(default=None, ge=1)
     """Target runs that an oracle learns from. None: `controller.episodes`."""
     headroom_cases: int = Field(default=2, ge=0)
@@ -68,10 +79,9 @@ class BenchmarkConfig(Strict):
     """Presets that get a table of their own, `benchmark/<preset>/`, beside `target.model`'s; the same controllers and choices, no oracles."""
 
     @property
-    def rows_of_sequences(self) -> dict[str, list[str]]:
-        """The sequences that `proxymix_same` and `oracle` stand for."""
-        asked = {"proxymix_same": self.same_sequences, "oracle": self.oracle_sequences}
-        return {row: self.sequences[:2] if names is None else names for row, names in asked.items()}
+    def orders(self) -> dict[str, list[SourceConfig]]:
+        """The sequences that are orders of sources; empty where they are builtin names."""
+        return self.sequences if isinstance(self.sequences, dict) else {}
 
     @model_validator(mode="after")
     def _of_the_table(self) -> BenchmarkConfig:

@@ -30,6 +30,8 @@ from proxymix.summary import scores
 
 MEASURES = ("AA", "FGT", "NTA", "BWT", "RA", "BC", "SS", "J", "replay_share", "policy_cost", "total_cost")
 COMPARED = ("AA", "FGT", "SS", "J")
+UNIT = "random_30"
+"""What a random-replay target run costs is this row's cost on the same case."""
 RESAMPLES = 9999
 Measures = Mapping[str, float | None]
 """Of one method on one case."""

@@ -176,9 +176,11 @@ class Config(Strict):
             raise ValueError(f"controller.num_env_runners must divide controller.episodes_per_iteration, got {runners} and {per_iteration}")
         if self.controller.episodes % per_iteration:
             raise ValueError(f"controller.episodes_per_iteration must divide controller.episodes, got {per_iteration} and {self.controller.episodes}")
-        labels = [spec.label for spec in (*self.sequence.anchors, *(self.controller.curriculum.pool or []))]
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"sequence.anchors and controller.curriculum.pool must have unique names, got {labels}; give one of them a name")
+        pools = {"controller.curriculum.pool": self.controller.curriculum.pool or [], "benchmark.choice.pool": self.benchmark.choice.pool or []}
+        for key, specs in (pools | {f"benchmark.sequences.{name}": tasks for name, tasks in self.benchmark.orders.items()}).items():
+            labels = [spec.label for spec in (*self.sequence.anchors, *specs)]
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"sequence.anchors and {key} must have unique names, got {labels}; give one of them a name")
         if self.controller.path is not None and self.service.url is not None:
             raise ValueError(f"controller.path and service.url exclude each other, got {self.controller.path} and {self.service.url}; give one")
         slots, needed = self.controller.max_sources, len(self.sequence.anchors) + self.controller.curriculum.most_tasks
@@ -190,7 +192,8 @@ class Config(Strict):
     def _own_data(self) -> Config:
         """What the builtin benchmark supplies must be said for data of one's own."""
         tasks = self.sequence.tasks if isinstance(self.sequence.tasks, list) else []
-        own = [spec.label for spec in (*tasks, *self.sequence.anchors) if spec.format != "builtin"]
+        judged = [spec for order in self.benchmark.orders.values() for spec in order]
+        own = [spec.label for spec in (*tasks, *self.sequence.anchors, *judged) if spec.format != "builtin"]
         presets = [role for role in ("proxy", "target") if getattr(self, role).model.preset]
         if own and presets and self.pretraining.tokenizer == "words":
             raise ValueError(

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from jobs.ablate import check_settings
 from jobs.run import Run
 from jobs.train_controller import account_for, check_given, train_controller
 from proxymix.account import Account, total_flops
-from proxymix.benchmark_cases import check_settings
 from proxymix.config import validated
 from proxymix.controllers.frozen import FrozenController, save_controller
 from proxymix.controllers.policy import initial_parameters
@@ -69,7 +69,7 @@ def test_a_given_controller_that_cannot_steer_the_run_is_refused_at_once(tmp_pat
 
 def test_jobs_that_learn_their_controllers_take_none():
     tree = {"name": "one", "sequence": {"tasks": "long@heldout-0"}, "controller": {"path": "somewhere"}}
-    with pytest.raises(UserError, match=r"controller.path: must be null for jobs.benchmark"):
+    with pytest.raises(UserError, match=r"controller.path: must be null for jobs.ablate"):
         check_settings(validated(tree, "test"))
     with pytest.raises(UserError, match="exclude each other"):
         validated(tree | {"service": {"url": "http://127.0.0.1:1"}}, "test")

@@ -10,7 +10,8 @@ import pytest
 
 from jobs.benchmark import QUICK
 from proxymix.account import Account
-from proxymix.benchmark_cases import check_settings, choice_cases, headroom_cases, sequence_cases, table_cases, training_cases
+from proxymix.benchmark_cases import choice_cases, headroom_cases, sequence_cases, table_cases, training_cases
+from proxymix.benchmark_checks import check_settings
 from proxymix.config import load_config
 from proxymix.errors import UserError
 
