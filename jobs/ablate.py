@@ -12,31 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from cluster.pilots import pretrain_bases
 from cluster.session import ray_session
-from cluster.table_runs import Role, TableRun, run_table
+from cluster.table_runs import Role, TableRun
+from jobs.accounted_runs import run_on
 from jobs.entry import launch
-from jobs.pretrain_base import pretrain_base
+from jobs.pretrain_base import preset_bases, pretrain_base
 from jobs.run import Run
 from jobs.train_controller import learn
 from proxymix.ablation_config import FULL
 from proxymix.ablation_rows import noise_of, trained_as
 from proxymix.ablation_table import ablation_markdown, mean_measures
-from proxymix.account import Cost, total_flops
+from proxymix.account import total_flops
 from proxymix.artifacts import write_json, write_text
-from proxymix.benchmark_table import benchmark_metrics, case_measures
+from proxymix.benchmark_checks import check_study_worlds, trained_places
+from proxymix.benchmark_table import UNIT, benchmark_metrics, case_measures
 from proxymix.cases import Case, draw_cases
 from proxymix.config import Config
 from proxymix.controllers.rivals import Found
 from proxymix.controllers.schedules import mean_schedule
 from proxymix.data.fingerprints import content_key
 from proxymix.errors import UserError
-from proxymix.learners.pretraining import base_cost
 from proxymix.report.ablation_plots import plot_forest
 from proxymix.report.theme import save_png
 
-UNIT = "random_30"
-"""What a random-replay target run costs is this rule's cost on the same case."""
 STATIC = ("mean_schedule", "mean_share")
 
 
@@ -48,17 +46,19 @@ class Cell:
     case: Case
     seed: int
     run: TableRun
+    found_flops: int = 0
+    """What finding the row's numbers took, beside its controller."""
 
 
 def ablation_cases(config: Config, num_tasks: int | tuple[int, int], num_cases: int) -> list[Case]:
     """Random orders of the ablation's world.
 
     Raises:
-        UserError: the world is trained in.
+        UserError: the world is trained in, the benchmark's table is made in it, or base models have seen it.
     """
     world, curriculum = config.ablation.world, config.controller.curriculum
-    trained = {spec.world for spec in curriculum.pool} if curriculum.pool else set(curriculum.worlds)
-    if world in trained:
+    check_study_worlds(config, "ablation.world", [world])
+    if world in trained_places(config):
         raise UserError(f"ablation.world: must not be trained in, got {world}, which is in controller.curriculum")
     drawn = curriculum.model_copy(update={"worlds": [world], "pool": None, "num_tasks": num_tasks})
     return draw_cases(drawn, config.tuning, num_cases, config.seed, label=f"ablation{num_tasks if isinstance(num_tasks, int) else ''}/case")
@@ -93,10 +93,7 @@ def train_variants(run: Run, proxy_base: str) -> dict[str, list[str]]:
 
 def _proxy_bases(run: Run, variants: Mapping[str, Config], proxy_base: str) -> dict[str, str]:
     others = {row: variant for row, variant in variants.items() if variant.proxy != run.config.proxy}
-    with run.progress("other proxies") as update:
-        folders, trained = pretrain_bases(run.config, [variant.proxy.model for variant in others.values()], update)
-    for folder in folders:
-        run.account.add("pretraining", Path(folder).name, "proxy", base_cost(folder), cached=folder not in trained)
+    folders = preset_bases(run, [variant.proxy.model for variant in others.values()], "proxy", "other proxies")
     return dict.fromkeys(variants, proxy_base) | dict(zip(others, folders, strict=True))
 
 
@@ -114,8 +111,8 @@ def _train(run: Run, variant: Config, base: str, row: str, seed: int) -> str:
     return str(folder)
 
 
-def static_averages(run: Run, proxy_base: str, controllers: Sequence[str]) -> list[Found]:
-    """Per controller, what it does on average on the proxy, on cases like those it was trained on: a schedule, and a single share."""
+def static_averages(run: Run, proxy_base: str, controllers: Sequence[str]) -> list[tuple[Found, int]]:
+    """Per controller, what it does on average on the proxy, on cases like those it was trained on: a schedule, and a single share; and operations."""
     config = run.config
     curriculum = config.controller.curriculum
     cases = draw_cases(curriculum, config.tuning, config.ablation.num_cases, config.seed, label="average")
@@ -124,24 +121,26 @@ def static_averages(run: Run, proxy_base: str, controllers: Sequence[str]) -> li
         cells = [Cell("average", case, seed, TableRun(case, FULL, controller=folder)) for case in cases]
         results = _run(run, "proxy", proxy_base, cells, f"mean schedule of seed {seed}")
         share = float(np.mean([result["replay_share"] for result in results]))
-        found.append(
-            Found(numbers={"random_mean": 100 * share}, schedules={"mean_schedule": mean_schedule([result["shares"] for result in results])})
-        )
+        schedule = mean_schedule([result["shares"] for result in results])
+        average = Found(numbers={"random_mean": 100 * share}, schedules={"mean_schedule": schedule})
+        found.append((average, sum(result["cost"]["flops"] for result in results)))
     return found
 
 
-def variant_cells(config: Config, controllers: Mapping[str, Sequence[str]], averages: Sequence[Found], cases: Sequence[Case]) -> list[Cell]:
+def variant_cells(
+    config: Config, controllers: Mapping[str, Sequence[str]], averages: Sequence[tuple[Found, int]], cases: Sequence[Case]
+) -> list[Cell]:
     """Every row, training and case of the first table, and the unit's run of every case."""
     cells = []
     for row in (FULL, *config.ablation.rows):
         for seed in range(config.ablation.num_controllers):
             for case in cases:
                 if row in STATIC:
-                    method = "random_mean" if row == "mean_share" else row
-                    asked = TableRun(case, method, averages[seed])
+                    found, flops = averages[seed]
+                    cells.append(Cell(row, case, seed, TableRun(case, "random_mean" if row == "mean_share" else row, found), flops))
                 else:
                     asked = TableRun(case, FULL, controller=controllers.get(row, controllers[FULL])[seed], noise=noise_of(row))
-                cells.append(Cell(row, case, seed, asked))
+                    cells.append(Cell(row, case, seed, asked))
     return cells + [Cell(UNIT, case, 0, TableRun(case, UNIT)) for case in cases]
 
 
@@ -168,13 +167,13 @@ def ablate(run: Run, bases: tuple[str, str]) -> dict[str, Any]:
 
 
 def _metrics(run: Run, cases: Sequence[Case], cells: Sequence[Cell], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    found = {(cell.row, cell.case.name, cell.seed): result for cell, result in zip(cells, results, strict=True)}
+    found = list(zip(cells, results, strict=True))
+    units = {cell.case.name: result["cost"]["flops"] for cell, result in found if cell.row == UNIT}
     rows = dict.fromkeys([FULL, *(cell.row for cell in cells)])
 
     def measured(row: str, case: Case) -> dict[str, float | None]:
-        unit = found[UNIT, case.name, 0]["cost"]["flops"]
-        seeds = [seed for name, place, seed in found if (name, place) == (row, case.name)]
-        return mean_measures([case_measures(found[row, case.name, seed], _policy_flops(run, row, seed), unit) for seed in seeds])
+        own = [(cell, result) for cell, result in found if (cell.row, cell.case.name) == (row, case.name)]
+        return mean_measures([case_measures(result, _policy_flops(run, row, cell.seed) + cell.found_flops, units[case.name]) for cell, result in own])
 
     measures = {row: [measured(row, case) for case in cases] for row in rows}
     return benchmark_metrics([case.name for case in cases], measures, FULL)
@@ -190,12 +189,8 @@ def _policy_flops(run: Run, row: str, seed: int) -> int:
 
 
 def _run(run: Run, role: Role, base: str, cells: Sequence[Cell], title: str) -> list[dict[str, Any]]:
-    def note(index: int, result: dict[str, Any], cached: bool) -> None:
-        cell = cells[index]
-        run.account.add("tuning", f"{role}/{cell.case.name}/{cell.row}/seed{cell.seed}", role, Cost(**result["cost"]), cached=cached)
-
-    with run.progress(title) as update:
-        return run_table(run.config, role, base, [cell.run for cell in cells], update, note)
+    lines = [f"{cell.case.name}/{cell.row}/seed{cell.seed}" for cell in cells]
+    return run_on(run, run.config, role, base, [cell.run for cell in cells], title, lines)
 
 
 def job(run: Run) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from cluster.pilots import PilotRun, accuracy_matrices, compared, pretrain_bases
+from cluster.pilots import PilotRun, accuracy_matrices, compared
 from cluster.session import ray_session
 from jobs.check_mirroring import as_json
 from jobs.entry import launch
+from jobs.pretrain_base import preset_bases
 from jobs.run import Run
 from proxymix.artifacts import write_json, write_text
+from proxymix.benchmark_checks import check_study_worlds
 from proxymix.cases import Case, draw_cases
 from proxymix.config import Config
-from proxymix.learners.pretraining import base_cost
 from proxymix.mirroring import check_mirroring
 from proxymix.report.study_plots import plot_study_rho, plot_study_scatter
 from proxymix.report.theme import save_png
@@ -32,8 +33,13 @@ Matrices = Mapping[tuple[str, float], Mapping[tuple[str, int], np.ndarray]]
 
 
 def study_cases(config: Config) -> list[Case]:
-    """The pilot sequences, the same for every size and rate."""
+    """The pilot sequences, the same for every size and rate.
+
+    Raises:
+        UserError: of a world of the benchmark's table, or one that base models have seen.
+    """
     study = config.mirroring_study
+    check_study_worlds(config, "mirroring_study.worlds", study.worlds)
     curriculum = config.controller.curriculum.model_copy(update={"worlds": study.worlds, "pool": None})
     return draw_cases(curriculum, config.tuning, study.num_sequences, config.seed, label="study")
 
@@ -71,11 +77,7 @@ def mirroring_study(run: Run) -> dict[str, Any]:
 def _bases(run: Run) -> dict[str, str]:
     """Folder of every size's base."""
     sizes = run.config.mirroring_study.sizes
-    with run.progress("base models") as update:
-        folders, trained = pretrain_bases(run.config, [ModelConfig(preset=size) for size in sizes], update)
-    for folder in folders:
-        run.account.add("pretraining", Path(folder).name, "proxy", base_cost(folder), cached=folder not in trained)
-    return dict(zip(sizes, folders, strict=True))
+    return dict(zip(sizes, preset_bases(run, [ModelConfig(preset=size) for size in sizes], "proxy", "base models"), strict=True))
 
 
 def _pilots(run: Run, bases: Mapping[str, str], cases: Sequence[Case]) -> Matrices:

@@ -12,13 +12,14 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from pydantic import ValidationError
 
-from jobs.ablate import ablation_cases, check_settings
+from jobs.ablate import ablation_cases, check_settings, variant_cells
 from proxymix.ablation_config import ROWS, AblationConfig
 from proxymix.ablation_rows import noise_of, row_title, trained_as
 from proxymix.ablation_table import ablation_markdown, mean_measures
 from proxymix.account import Account
 from proxymix.benchmark_table import MEASURES, benchmark_metrics
 from proxymix.config import load_config
+from proxymix.controllers.rivals import Found
 from proxymix.errors import UserError
 from proxymix.report.ablation_plots import plot_forest
 from proxymix.report.theme import ACCENT, WARM, save_png
@@ -74,6 +75,8 @@ def test_every_group_and_what_the_paper_left_out_is_among_the_rows():
     ("override", "message"),
     [
         ("ablation.world=train-1", r"ablation.world: must not be trained in, got train-1"),
+        ("ablation.world=heldout-0", r"ablation.world: must be none that the benchmark's table is made in, got heldout-0"),
+        ("ablation.world=base-2", r"ablation.world: must be none that base models are pre-trained on, got base-2"),
         ("ablation.rows=[without_brakes]", r"ablation.rows.0"),
         ("ablation.rows=[flat,flat]", r"rows must be unique"),
         ("ablation.rows=[proxy_nano]", r"must change something, got proxy_nano"),
@@ -97,6 +100,13 @@ def test_cases_are_of_the_world_and_length_and_the_same_every_time():
     assert {task.world for case in cases for task in case.tasks} == {"heldout-1"}
     assert cases == ablation_cases(config(), 8, 3)
     assert cases[:2] == ablation_cases(config(), 8, 2)
+
+
+def test_what_a_row_was_found_with_is_in_its_cells():
+    settings = config("ablation.rows=[mean_share,noisy_10]", "ablation.num_controllers=2", "ablation.num_cases=1")
+    averages = [(Found(numbers={"random_mean": 30.0}), 700), (Found(numbers={"random_mean": 40.0}), 900)]
+    cells = variant_cells(settings, {"full": ["a", "b"]}, averages, ablation_cases(settings, 3, 1))
+    assert [(cell.row, cell.seed, cell.found_flops) for cell in cells if cell.found_flops] == [("mean_share", 0, 700), ("mean_share", 1, 900)]
 
 
 def measures(rng, shift=0.0, **missing):
@@ -171,7 +181,7 @@ def test_the_whole_ablation_and_once_more_for_nothing(tmp_path):
     share = {name: row["mean"]["replay_share"]["mean"] for name, row in rows.items()}
     assert share["mean_share"] == pytest.approx(share["mean_schedule"], abs=0.1)
     policy = {name: row["mean"]["policy_cost"]["mean"] for name, row in rows.items()}
-    assert policy["noisy_40"] == policy["full"] > 0 == policy["random_30"]
+    assert policy["mean_share"] == policy["mean_schedule"] > policy["noisy_40"] == policy["full"] > 0 == policy["random_30"]
     cards = {path.parts[-3].rpartition("-")[0]: json.loads(path.read_text()) for path in folder.glob("ablation/controllers/*/*/controller.json")}
     assert {name: (card["without"], card["decide_every"]) for name, card in cards.items()} == {
         "full": ([], 1),

@@ -91,6 +91,12 @@ def test_a_study_of_nothing_is_refused(override, message):
         config(override)
 
 
+@pytest.mark.parametrize(("world", "why"), [("heldout-0", "the benchmark's table is made in"), ("base-1", "base models are pre-trained on")])
+def test_a_study_looks_at_no_world_of_the_table_or_the_bases(world, why):
+    with pytest.raises(UserError, match=f"mirroring_study.worlds: must be none that {why}, got {world}"):
+        study_cases(config(f"mirroring_study.worlds=[validation-0,{world}]"))
+
+
 def example():
     rng, results = np.random.default_rng(3), []
     for proxy, target in (("nano", "micro"), ("micro", "small")):
