@@ -211,7 +211,7 @@ def test_the_real_tables_config_keeps_its_tasks_apart():
 
 def run(made, name):
     folder = Path(made["data_root"])
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(made | {"name": name}))
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(made | {"name": name}, sort_keys=False))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
     command = [sys.executable, "-m", "jobs.benchmark", "--config", str(folder / f"{name}.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment, check=False)
