@@ -2,33 +2,31 @@
 
     plan → (weights, case, noise seeds of a group) to any env runner → episodes in the plan's order → RLlib's learner
 
-A group is what one env runner tunes side by side. A runner that dies is restarted and its groups are run again, to the same result.
+A group is what one env runner tunes side by side (`episode_groups`). A runner that dies is restarted and its group is run again, to the same result.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import gymnasium
 import numpy as np
-import ray
 import torch
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
+from cluster.episode_groups import Answer, EpisodePlan, hand_out, run_group
 from cluster.exploration import ExplorationNoise, noise_size
 from cluster.policy_modules import PolicyModule, module_spec
 from proxymix.config import Config
@@ -48,24 +46,6 @@ RESTART_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
-class EpisodePlan:
-    """One iteration's episodes."""
-
-    iteration: int
-    case_index: int
-    noise_seeds: tuple[tuple[int, ...], ...]
-    """One per episode; nothing else tells the episodes of an iteration apart."""
-    group_size: int = 1
-    """Episodes that are run side by side; divides their number."""
-
-    @property
-    def groups(self) -> list[tuple[tuple[int, ...], ...]]:
-        """Noise seeds by group."""
-        starts = range(0, len(self.noise_seeds), self.group_size)
-        return [self.noise_seeds[start : start + self.group_size] for start in starts]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What became of a plan."""
 
@@ -78,22 +58,8 @@ class Outcome:
     learn_seconds: float
     cpu_seconds: float
     """Process time of the episodes, where they ran, and of learning."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an env runner sends back."""
-
-    runner: int
-    groups: dict[int, list[SingleAgentEpisode]]
-    """Episodes by the group's place in the plan."""
-    metrics: dict[str, Any]
-    slowest_s: float = 0.0
-    cpu_seconds: float = 0.0
-    mistake: str | None = None
-    """The message of a UserError."""
-    failure: str | None = None
-    """A traceback: a fault of the program, which running the episode again would only repeat."""
+    busy_seconds: tuple[float, ...] = ()
+    """Of each env runner that had any of the episodes, the longest first; what is left of `sample_seconds` it waited."""
 
 
 class EpisodicPPO(PPO):
@@ -105,6 +71,8 @@ class EpisodicPPO(PPO):
     """Longest group of episodes so far, seconds."""
     cpu_seconds = 0.0
     """Process time of all episodes so far."""
+    busy_seconds: defaultdict[int, float]
+    """Seconds that each env runner spent on the latest plan."""
 
     @classmethod
     def get_default_config(cls) -> PPOConfig:
@@ -134,7 +102,8 @@ class EpisodicPPO(PPO):
         infos, returns = tuple(e.get_infos(-1) for e in episodes), tuple(float(e.get_return()) for e in episodes)
         self._learn(episodes)
         cpu_seconds = self.cpu_seconds - cpu_before + time.process_time() - cpu_sampled
-        self.outcome = Outcome(infos, returns, num_dropped, sampled - started, time.perf_counter() - sampled, cpu_seconds)
+        busy = tuple(sorted(self.busy_seconds.values(), reverse=True))
+        self.outcome = Outcome(infos, returns, num_dropped, sampled - started, time.perf_counter() - sampled, cpu_seconds, busy)
 
     def _learn(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         config = self.config
@@ -155,12 +124,15 @@ class EpisodicPPO(PPO):
         missing = list(range(len(self.plan.groups)))
         done: dict[int, list[SingleAgentEpisode]] = {}
         lost: set[int] = set()
+        self.busy_seconds = defaultdict(float)
         if not group.num_remote_env_runners():
-            done, missing = self._accept([run_groups(group.local_env_runner, weights, self.plan, missing)]), []
+            done, missing = self._accept(run_group(group.local_env_runner, weights, self.plan, index) for index in missing), []
         for _ in range(MAX_ROUNDS):
             if not missing:
                 return [episode for index in sorted(done) for episode in done[index]], len(lost) * self.plan.group_size
-            done |= self._accept(self._hand_out(group, weights, missing))
+            runners = self._live_runners(group)
+            timeout = max(MIN_GROUP_TIMEOUT_S, 10 * self.slowest_s) if self.slowest_s else FIRST_GROUP_TIMEOUT_S
+            done |= self._accept(hand_out(group, runners, weights, self.plan, missing, timeout))
             missing = [index for index in missing if index not in done]
             lost |= set(missing)
         raise RuntimeError(
@@ -180,49 +152,26 @@ class EpisodicPPO(PPO):
                 raise RuntimeError(f"controller training: no env runner came back within {RESTART_TIMEOUT_S:g} s; see Ray's worker logs")
             time.sleep(0.5)
 
-    def _hand_out(self, group: EnvRunnerGroup, weights: Any, missing: Sequence[int]) -> list[Answer]:
-        """One share of the missing groups to each live runner; the answers that came in time."""
-        runners = self._live_runners(group)[: len(missing)]
-        shares = [missing[place :: len(runners)] for place in range(len(runners))]
-        calls = [partial(run_groups, weights=weights, plan=self.plan, indices=share) for share in shares]
-        per_group = max(MIN_GROUP_TIMEOUT_S, 10 * self.slowest_s) if self.slowest_s else FIRST_GROUP_TIMEOUT_S
-        timeout = per_group * max(map(len, shares))
-        answers: list[Answer] = group.foreach_env_runner(calls, local_env_runner=False, remote_worker_ids=runners, timeout_seconds=timeout)
-        silent = set(runners) - {answer.runner for answer in answers}
-        for runner in silent & set(group.healthy_env_runner_ids()):
-            # It lives but hangs. Killed and marked as dead, it is started afresh like any other.
-            ray.kill(group._worker_manager.actors()[runner], no_restart=False)
-            group._worker_manager.set_actor_state(runner, healthy=False)
-        return answers
+    def _accept(self, answers: Iterable[Answer]) -> dict[int, list[SingleAgentEpisode]]:
+        """Episodes by the group's place in the plan.
 
-    def _accept(self, answers: Sequence[Answer]) -> dict[int, list[SingleAgentEpisode]]:
+        Raises:
+            UserError: what an episode found wrong with the input.
+            RuntimeError: an episode failed.
+        """
+        done, metrics = {}, []
         for answer in answers:
             if answer.mistake is not None:
                 raise UserError(answer.mistake)
             if answer.failure is not None:
                 raise RuntimeError(f"controller training: an episode failed on env runner {answer.runner}\n{answer.failure}")
-        self.cpu_seconds += sum(answer.cpu_seconds for answer in answers)
-        self.slowest_s = max([self.slowest_s, *(answer.slowest_s for answer in answers)])
-        self.metrics.aggregate([answer.metrics for answer in answers], key=ENV_RUNNER_RESULTS)
-        return {index: episodes for answer in answers for index, episodes in answer.groups.items()}
-
-
-def run_groups(runner: SingleAgentEnvRunner, weights: Any, plan: EpisodePlan, indices: Sequence[int]) -> Answer:
-    """Groups `indices` of the plan, each a function of its arguments alone."""
-    try:
-        runner.module.set_state(weights)
-        groups, slowest, began = {}, 0.0, time.process_time()
-        for index in indices:
-            started = time.perf_counter()
-            runner.env.env.prepare(plan.case_index, plan.groups[index])
-            groups[index] = runner.sample(num_episodes=plan.group_size)
-            slowest = max(slowest, time.perf_counter() - started)
-        return Answer(runner.worker_index, groups, runner.get_metrics(), slowest, time.process_time() - began)
-    except UserError as error:
-        return Answer(runner.worker_index, {}, {}, mistake=str(error))
-    except Exception:
-        # RLlib would restart the runner and keep the reason to itself.
-        return Answer(runner.worker_index, {}, {}, failure=traceback.format_exc())
+            done[answer.index] = answer.episodes
+            metrics.append(answer.metrics)
+            self.cpu_seconds += answer.cpu_seconds
+            self.slowest_s = max(self.slowest_s, answer.seconds)
+            self.busy_seconds[answer.runner] += answer.seconds
+        self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
+        return done
 
 
 def build_algorithm(config: Config, environment: Callable[[int], gymnasium.vector.VectorEnv[Any, Any, Any]]) -> EpisodicPPO:
@@ -260,11 +209,14 @@ def algorithm_config(config: Config) -> PPOConfig:
         # Logits are unbounded: RLlib would squash them into the action space.
         .environment(normalize_actions=False, clip_actions=False)
         .env_runners(
-            num_env_runners=controller.num_env_runners,
+            num_env_runners=min(controller.num_env_runners, controller.episodes_per_iteration // config.group_size),
             num_cpus_per_env_runner=1,
             num_envs_per_env_runner=config.group_size,
             gym_env_vectorize_mode="vector_entry_point",
             batch_mode="complete_episodes",
+            # Connectors here have no state. By default every iteration waits until each runner has sent its own, then sends all of them the mean.
+            merge_env_runner_states=False,
+            broadcast_env_runner_states=False,
         )
         .learners(num_learners=0)
         .fault_tolerance(

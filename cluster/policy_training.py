@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.episodic_ppo import EpisodePlan, EpisodicPPO, build_algorithm
+from cluster.episode_groups import EpisodePlan
+from cluster.episodic_ppo import EpisodicPPO, build_algorithm
 from cluster.policy_modules import parameters_of
 from cluster.reference_runs import proxy_facts
 from cluster.training_checkpoint import load_state, save_state
