@@ -72,6 +72,12 @@ def dashboard_url() -> str | None:
     return f"http://{url}" if url else None
 
 
+def spare_cores(config: Config) -> int:
+    """Cores that learning the controller leaves idle, of this machine's or, if they are fewer, of Ray's free CPUs; needs a connected Ray."""
+    free = min(os.cpu_count() or 1, int(ray.available_resources().get("CPU", 0)))
+    return free - max(1, config.controller.num_env_runners)
+
+
 def _logical_cpus(config: Config) -> int:
     return config.resources.logical_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from cluster.session import ray_session
+from cluster.session import ray_session, spare_cores
 from jobs.entry import launch
 from jobs.run import Run
 from jobs.train_controller import take_given
 from proxymix.config import ServiceConfig
 from services.client import bearer_token, check_reachable
-from services.deployment import claim_port, deploy, undeploy
+from services.deployment import claim_port, deploy, start_serve, undeploy
 
 
 def check_service(run: Run) -> None:
@@ -42,9 +43,40 @@ class Served:
 
 
 @contextmanager
+def serve_starting(run: Run) -> Iterator[None]:
+    """Ray Serve starts, yet without a controller, beside what is done in this context; where no core is spare, `serving` starts it later.
+
+    Why it could not start is told by `serving` too, which tries again. If the context fails, Serve goes with it.
+    """
+    service, app_name, seconds = run.config.service, _app_name(run), 0.0
+    if service.url is not None or spare_cores(run.config) < 1:
+        yield
+        return
+
+    def start() -> None:
+        nonlocal seconds
+        began = time.perf_counter()
+        with suppress(Exception):
+            start_serve(service)
+            seconds = time.perf_counter() - began
+
+    thread = threading.Thread(target=start, name="serve-start", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        thread.join()
+        undeploy(app_name)
+        raise
+    thread.join()
+    if seconds:
+        run.meanwhile("start_serve", seconds)
+
+
+@contextmanager
 def serving(run: Run) -> Iterator[Served]:
     """The controller that answers: the one at `service.url`, or a deployment of the run's own that lives as long as this context."""
-    service, app_name = run.config.service, f"proxymix-{run.config.name}"
+    service, app_name = run.config.service, _app_name(run)
     if service.url is not None:
         yield _served(service.url, service)
         return
@@ -55,6 +87,10 @@ def serving(run: Run) -> Iterator[Served]:
         yield _served(url, service)
     finally:
         undeploy(app_name)
+
+
+def _app_name(run: Run) -> str:
+    return f"proxymix-{run.config.name}"
 
 
 def _served(url: str, service: ServiceConfig) -> Served:

@@ -15,7 +15,7 @@ from jobs.check_mirroring import check_mirroring
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
-from jobs.serve_controller import Served, check_service, serving
+from jobs.serve_controller import Served, check_service, serve_starting, serving
 from jobs.train_controller import check_given, train_controller
 from proxymix.cases import load_sources
 from proxymix.config import PROXYMIX, Config
@@ -54,7 +54,7 @@ def controller_for(config: Config, served: Served | None, gate: str | None, guar
 def tuned_targets(run: Run, sources: list[Source]) -> Iterator[EvaluationPool]:
     """All that tuning needs, then tuning; yields the pool that scores the checkpoints, most of them scored already.
 
-    The pool's engines start while the controller is being learnt. Needs a connected Ray.
+    The pool's engines start while the controller is being learnt, and so does Ray Serve where a core is free for it. Needs a connected Ray.
     """
     config, steered = run.config, PROXYMIX in run.config.methods
     if steered:
@@ -68,7 +68,8 @@ def tuned_targets(run: Run, sources: list[Source]) -> Iterator[EvaluationPool]:
             gate = None if verdict["passed"] else "mirroring: " + "; ".join(verdict["reasons"])
         asks = steered and gate is None
         if asks and config.service.url is None:
-            train_controller(run, bases[0])
+            with serve_starting(run):
+                train_controller(run, bases[0])
         with serving(run) if asks else nullcontext() as served:
             guard = None
             if served is not None and config.transfer.guard.enabled:

@@ -52,13 +52,8 @@ def deploy(controller_dir: str | Path, service: ServiceConfig, app_name: str = "
     token = bearer_token(service)
     if not ray.is_initialized():
         raise UserError("service: Ray is not connected; start or join a cluster before deploying")
-    claim_port(service)
     deadline = time.monotonic() + timeout_s
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=service.host, port=service.port),
-        logging_config=LoggingConfig(log_level="WARNING"),
-    )
+    start_serve(service)
     application = _deployment(folder, service.num_replicas, token).bind()
     try:
         _start(application, app_name)
@@ -69,6 +64,20 @@ def deploy(controller_dir: str | Path, service: ServiceConfig, app_name: str = "
         undeploy(app_name)
         raise
     return url
+
+
+def start_serve(service: ServiceConfig) -> None:
+    """Serve itself, its controller and its proxy, on the connected Ray; nothing to do where it runs already.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    claim_port(service)
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=service.host, port=service.port),
+        logging_config=LoggingConfig(log_level="WARNING"),
+    )
 
 
 def _start(application: serve.Application, app_name: str) -> None:
