@@ -194,4 +194,5 @@ def target_builder(
         device = torch.device("cuda" if target.parallelism.use_gpu and torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
     model = load_model(base_folder, target.model.implementation, target.lora, target.precision).to(device)
-    return CaseBuilder(config, base_folder, learner(model, config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=ranks.reduce))
+    tuned = learner(model, config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=ranks.reduce)
+    return CaseBuilder(config, base_folder, tuned, target.model.chat_template)
