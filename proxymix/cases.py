@@ -19,6 +19,7 @@ from proxymix.data.encoded_cache import encoded_source
 from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split
 from proxymix.data.sources import configured_source
 from proxymix.errors import UserError
+from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.learner import Learner
 from proxymix.learners.models import check_window, load_model, load_tokenizer
 from proxymix.types import Source
@@ -99,7 +100,7 @@ def load_sources(config: Config) -> list[Source]:
 class CaseBuilder:
     """Builds runs on one base model; the learner and every encoded source are made once and kept."""
 
-    def __init__(self, config: Config, base_folder: str, learner: Learner, chat_template: Literal["own", "plain"] = "own") -> None:
+    def __init__(self, config: Config, base_folder: str, learner: ResumableLearner, chat_template: Literal["own", "plain"] = "own") -> None:
         """Nothing is encoded yet.
 
         Args:

@@ -144,6 +144,13 @@ class TargetConfig(Strict):
     lora: LoraConfig | None = None
     """None: full fine-tuning."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: of products and of frozen weights; what is tuned, its moments and the loss are in fp32 (transformers implementation)."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows (packs, with `pack_tokens`) that go through the model at a time on each worker, whose gradients add up. None: all of its share."""
+    pack_tokens: int | None = Field(default=None, ge=4)
+    """Rows stand end to end in packs of at most this many tokens, each blind to the others, instead of being padded. None: no packs."""
+    gradient_checkpointing: bool = False
+    """Activations are computed twice and not kept: less memory, about a third more time."""
     parallelism: ParallelismConfig = ParallelismConfig()
 
 

@@ -63,25 +63,64 @@ class TransformersModel(nn.Module):
 
     num_replicas = 1
 
-    def __init__(self, folder: str, lora: LoraConfig | None = None, dtype: torch.dtype = torch.float32) -> None:
-        """Args: `folder` is a local folder or a hub name."""
+    def __init__(self, folder: str, lora: LoraConfig | None = None, precision: str = "fp32") -> None:
+        """Loads it.
+
+        Args:
+            folder: a local folder or a hub name.
+            lora: None: all weights are tuned.
+            precision: `bf16` keeps frozen weights and saved ones in bf16; what is tuned is in fp32 all the same, or small updates would be lost.
+        """
         super().__init__()
         from transformers import AutoModelForCausalLM
 
+        self.saved_as = torch.bfloat16 if precision == "bf16" else torch.float32
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.saved_as if lora else torch.float32)
         except (OSError, ValueError) as error:
             raise UserError(f"model: transformers cannot load {folder!r}: {error}") from error
         self.model = with_adapters(model, lora) if lora else model
         self.lora = lora
 
+    @property
+    def causal(self) -> Any:
+        """The model of transformers, its layers adapted or not."""
+        return self.model.get_base_model() if self.lora else self.model
+
+    def forward(self, input_ids: Tensor, scored: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The output embeddings' scores at some places.
+
+        Args:
+            input_ids: `[num_lines, length]`, padded on the right.
+            scored: which places, bool `[num_lines, length]`.
+            positions: of every token in its row, where a line holds several; transformers keeps them apart by it.
+
+        Returns:
+            `[num_scored, vocabulary]`, line by line.
+        """
+        scores: Tensor = self.model.get_output_embeddings()(self._states(input_ids, positions)[scored])
+        return scores
+
     def logits(self, input_ids: Tensor, places: Tensor) -> Tensor:
-        """The output embeddings' scores at `places`; right padding needs no mask under causal attention."""
-        causal = self.model.get_base_model() if self.lora else self.model
-        states: Tensor = getattr(causal, causal.base_model_prefix)(input_ids=input_ids[0], use_cache=False).last_hidden_state
-        asked = states.take_along_dim(places[0, :, :, None], dim=1)
-        scores: Tensor = self.model.get_output_embeddings()(asked)
+        """The output embeddings' scores at `places`."""
+        scores: Tensor = self.model.get_output_embeddings()(self._states(input_ids[0]).take_along_dim(places[0, :, :, None], dim=1))
         return scores[None]
+
+    def checkpoint_gradients(self) -> None:
+        """From now on activations within a layer are computed anew in the backward pass instead of being kept."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # It asks for that. Its parts stay as they were, without dropout.
+
+    def _states(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Last hidden states `[num_lines, length, width]`; right padding needs no mask under causal attention."""
+        body = getattr(self.causal, self.causal.base_model_prefix)
+        given = {} if positions is None else {"position_ids": positions}
+        states: Tensor = body(input_ids=input_ids, use_cache=False, **given).last_hidden_state
+        return states
 
     def token_embeddings(self) -> Tensor:
         """The input embeddings' table."""
@@ -100,11 +139,10 @@ class TransformersModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """The full model in its own architecture, adapters merged into a copy of the weights."""
-        if self.lora:
-            base = self.model.get_base_model()
-            base.save_pretrained(folder, state_dict=merged_state(base))
-        else:
-            self.model.save_pretrained(folder)
+        state = merged_state(self.causal) if self.lora else self.causal.state_dict()
+        # One copy of what is tied, or it would be saved twice.
+        copies = {value.data_ptr(): value.to(self.saved_as) if value.is_floating_point() else value for value in state.values()}
+        self.causal.save_pretrained(folder, state_dict={name: copies[value.data_ptr()] for name, value in state.items()})
 
 
 def load_model(
@@ -115,12 +153,11 @@ def load_model(
     Raises:
         UserError: it cannot be loaded so; or several replicas are wanted of transformers, which has none.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if implementation == "lean":
-        return LeanLlama.load(Path(folder), num_replicas).to(dtype)
+        return LeanLlama.load(Path(folder), num_replicas).to(torch.bfloat16 if precision == "bf16" else torch.float32)
     if num_replicas > 1:
         raise UserError(f"proxy.model.implementation: must be lean to tune {num_replicas} proxies side by side, got transformers")
-    return TransformersModel(str(folder), lora, dtype)
+    return TransformersModel(str(folder), lora, precision)
 
 
 def load_tokenizer(folder: str | Path, chat_template: Literal["own", "plain"] = "own") -> Any:
