@@ -71,7 +71,7 @@ class EvaluationPool:
         Raises:
             UserError: the base has no usable tokenizer, or a right answer is longer than `evaluation.max_new_tokens`.
         """
-        check_answers_fit(config, sources, load_tokenizer(base_folder))
+        check_answers_fit(config, sources, load_tokenizer(base_folder, config.target.model.chat_template))
         self.config, self.base_folder, self.call_timeout_s = config, base_folder, call_timeout_s
         self._tests = ray.put([replace(source, train=(), buffer=(), validation=()) for source in sources])
         self._queue: Callable[[], list[Checkpoint]] = list

@@ -44,7 +44,7 @@ class EvaluationActor:
         """Builds the engine from the base model; later calls cost nothing. Returns the seconds it took, imports included."""
         started = time.perf_counter()
         if self.generator is None:
-            self.tokenizer = load_tokenizer(self.base_folder)
+            self.tokenizer = load_tokenizer(self.base_folder, self.config.target.model.chat_template)
             self.generator = _generator_class(self.config.evaluation.engine)(self.base_folder, self.config, self.tokenizer)
         return time.perf_counter() - started
 

@@ -16,7 +16,7 @@ import torch
 
 from cluster.case_keys import case_key
 from cluster.tasks import kept_builder, run_cached_tasks
-from cluster.tuning import target_builder
+from cluster.tuning import flat_target_builder
 from proxymix.account import Meter
 from proxymix.cases import Case, CaseBuilder, proxy_builder
 from proxymix.config import Config, LoraConfig
@@ -86,7 +86,7 @@ def _rule(config: Config, run: TableRun) -> Any:
 
 @ray.remote(num_cpus=1, max_retries=3)
 def _table_run(config: Config, role: Role, base_folder: str, asked: TableRun) -> dict[str, Any]:
-    make = orthogonal_builder if asked.method == OLORA else {"proxy": proxy_builder, "target": target_builder}[role]
+    make = orthogonal_builder if asked.method == OLORA else {"proxy": proxy_builder, "target": flat_target_builder}[role]
     builder = kept_builder(make, _config(config, asked.method).model_dump_json(), base_folder)
     meter, run = Meter(int(config.target.parallelism.use_gpu and role == "target")), builder.build(asked.case)
     scores = _tests(builder, asked.case, run, config.controller.reward.gamma)
@@ -116,7 +116,7 @@ def _config(config: Config, method: str) -> Config:
 
 def orthogonal_builder(config: Config, base_folder: str) -> CaseBuilder:
     """Builds runs of the target that are tuned by O-LoRA."""
-    return target_builder(config, base_folder, learner=OrthogonalLearner)
+    return flat_target_builder(config, base_folder, OrthogonalLearner)
 
 
 def _controller(config: Config, asked: TableRun, run: ContinualRun) -> Controller:

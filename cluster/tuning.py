@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray.train
 import torch
@@ -29,10 +30,12 @@ from proxymix.cases import Case, CaseBuilder, sequence_tasks
 from proxymix.config import PROXYMIX, Config
 from proxymix.continual import run_continual
 from proxymix.controllers.held import HeldDecisions
-from proxymix.errors import UserError
+from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.journal import RunJournal, is_finished
-from proxymix.learners.learner import Learner, NonFiniteLossError
-from proxymix.learners.models import load_model
+from proxymix.learners.interface import ResumableLearner
+from proxymix.learners.large import LargeLearner
+from proxymix.learners.learner import Learner
+from proxymix.learners.models import TransformersModel, load_model
 from proxymix.types import Controller
 
 Assignment = tuple[str, int]
@@ -178,7 +181,7 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
 
 
 def target_builder(
-    config: Config, base_folder: str, ranks: Ranks = SINGLE, device: torch.device | None = None, learner: type[Learner] = Learner
+    config: Config, base_folder: str, ranks: Ranks = SINGLE, device: torch.device | None = None, learner: type[Learner] | None = None
 ) -> CaseBuilder:
     """Builds runs of the target model as `config.target` wants it: adapters, precision, device, ranks.
 
@@ -187,11 +190,21 @@ def target_builder(
         base_folder: the untuned target.
         ranks: this worker's place in its group.
         device: where the model goes; None: the GPU this process was given, if the target is to use one.
-        learner: what tunes it.
+        learner: what tunes it; None: what suits its implementation.
     """
     target = config.target
     if device is None:
         device = torch.device("cuda" if target.parallelism.use_gpu and torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
     model = load_model(base_folder, target.model.implementation, target.lora, target.precision).to(device)
-    return CaseBuilder(config, base_folder, learner(model, config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=ranks.reduce))
+    place: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.world_size, "reduce": ranks.reduce if ranks.world_size > 1 else None}
+    if learner is None and isinstance(model, TransformersModel):
+        tuned: ResumableLearner = LargeLearner(model, config.tuning, target, **place)
+    else:
+        tuned = (learner or Learner)(model, config.tuning, **place)
+    return CaseBuilder(config, base_folder, tuned, target.model.chat_template)
+
+
+def flat_target_builder(config: Config, base_folder: str, learner: type[Learner] = Learner) -> CaseBuilder:
+    """As `target_builder` of one worker, but always with a `Learner`: rivals that look at gradients or embeddings need it."""
+    return target_builder(config, base_folder, learner=learner)

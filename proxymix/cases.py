@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
@@ -18,8 +19,9 @@ from proxymix.data.encoded_cache import encoded_source
 from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split
 from proxymix.data.sources import configured_source
 from proxymix.errors import UserError
+from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.learner import Learner
-from proxymix.learners.models import load_model, load_tokenizer
+from proxymix.learners.models import check_window, load_model, load_tokenizer
 from proxymix.types import Source
 
 
@@ -98,16 +100,21 @@ def load_sources(config: Config) -> list[Source]:
 class CaseBuilder:
     """Builds runs on one base model; the learner and every encoded source are made once and kept."""
 
-    def __init__(self, config: Config, base_folder: str, learner: Learner) -> None:
+    def __init__(self, config: Config, base_folder: str, learner: ResumableLearner, chat_template: Literal["own", "plain"] = "own") -> None:
         """Nothing is encoded yet.
 
         Args:
             config: of the run.
             base_folder: holds the model that every run starts from, and its tokenizer.
             learner: stands at that model.
+            chat_template: as in `ModelConfig`.
+
+        Raises:
+            UserError: the tokenizer lacks an end token, or `tuning.max_length` is more than the model can read.
         """
         self.config, self.learner = config, learner
-        self.tokenizer = load_tokenizer(base_folder)
+        check_window(base_folder, config.tuning.max_length)
+        self.tokenizer = load_tokenizer(base_folder, chat_template)
         self.source = lru_cache(maxsize=256)(self._source)
         self.test = lru_cache(maxsize=256)(self._test)
 
@@ -138,4 +145,4 @@ def proxy_builder(config: Config, base_folder: str, num_replicas: int = 1) -> Ca
     The target's builder knows of ranks and devices: `cluster.tuning.target_builder`.
     """
     model = load_model(base_folder, config.proxy.model.implementation, num_replicas=num_replicas)
-    return CaseBuilder(config, base_folder, Learner(model, config.tuning))
+    return CaseBuilder(config, base_folder, Learner(model, config.tuning), config.proxy.model.chat_template)

@@ -169,8 +169,11 @@ class Config(Strict):
         workers, batch_size = self.target.parallelism.num_workers, self.tuning.batch_size
         if batch_size % workers:
             raise ValueError(f"target.parallelism.num_workers must divide tuning.batch_size, got {workers} and {batch_size}")
-        if self.target.lora and self.target.model.implementation != "transformers":
-            raise ValueError(f"target.lora needs target.model.implementation: transformers, got {self.target.model.implementation}")
+        asked = [key for key in ("lora", "micro_batch_size", "pack_tokens", "gradient_checkpointing") if getattr(self.target, key)]
+        if asked and self.target.model.implementation != "transformers":
+            raise ValueError(f"target.{asked[0]} needs target.model.implementation: transformers, got {self.target.model.implementation}")
+        if self.target.pack_tokens is not None and self.target.pack_tokens < self.tuning.max_length:
+            raise ValueError(f"target.pack_tokens must be at least tuning.max_length, got {self.target.pack_tokens} and {self.tuning.max_length}")
         per_iteration, runners = self.controller.episodes_per_iteration, max(1, self.controller.num_env_runners)
         if per_iteration % runners:
             raise ValueError(f"controller.num_env_runners must divide controller.episodes_per_iteration, got {runners} and {per_iteration}")

@@ -16,39 +16,16 @@ import numpy as np
 from torch import Tensor
 
 from proxymix.config import TuningConfig
-from proxymix.cost import ModelShape
 from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather_many, stacked_shape
 from proxymix.data.sampler import MixtureSampler, Places
+from proxymix.errors import NonFiniteLossError
+from proxymix.learners.interface import Probes, StageLearner
 from proxymix.mixture import checked_weights
 from proxymix.probing import Readings
 from proxymix.types import Controller, Decision, Role, SourceReading, StageBoundary, StageRecord
 
-Probes = Mapping[str, EncodedSplit]
 StageInProgress = Generator[Batch | Probes, Any, StageRecord]
 """Asks for what only a model can give: the loss of an optimizer step on a batch (float), or the losses of probes (a dict)."""
-
-
-class StageLearner(Protocol):
-    """What the loop needs of a model being tuned, or of several side by side (`proxymix.learners.Learner`)."""
-
-    shape: ModelShape
-    """What the cost of one model depends on."""
-
-    def begin_task(self, num_optimizer_steps: int) -> None:
-        """A fresh optimizer and schedule."""
-        ...
-
-    def train_steps(self, batches: Sequence[Batch]) -> list[float]:
-        """One optimizer step of each replica on its global batch; returns their mean losses."""
-        ...
-
-    def losses_of_all(self, probes: Probes) -> list[dict[str, float]]:
-        """Of each replica, the mean loss of every probe, nats per answer token."""
-        ...
-
-    def accuracies_of_all(self, probes: Probes) -> list[dict[str, Tensor]]:
-        """Of each replica, which rows would be answered right."""
-        ...
 
 
 class Journal(Protocol):
@@ -151,8 +128,11 @@ class ContinualRun:
         plan, counts = self.sampler.draw_stage(weights, {n: len(p) for n, p in pools.items()}, steps, self.tuning.batch_size)
         batches, num_tokens = _batches(plan, pools)
         losses = []
-        for batch in batches:
-            losses.append((yield batch))
+        for batch, places in zip(batches, plan, strict=True):
+            try:
+                losses.append((yield batch))
+            except NonFiniteLossError as error:
+                raise self._located(error, places) from error
             self.training_flops += self.learner.shape.training_flops(batch.input_ids.shape, batch.num_scored)
         trained = time.perf_counter()
         position = (self.task_index, self.stage_index)
@@ -222,6 +202,12 @@ class ContinualRun:
             self.reference_losses[current] = self.readings.histories[current][-1]
         return sum(probe.num_tokens for probe in probes.values())
 
+    def _located(self, error: NonFiniteLossError, places: Places) -> NonFiniteLossError:
+        """`error` with the task, the stage and the source it happened in."""
+        sources = sorted({name for name, _ in places}) if error.row is None else [places[error.row][0]]
+        where = f"task {self.task_index} ({self.tasks[self.task_index].name}), stage {self.stage_index}, on rows of {', '.join(sources)}"
+        return NonFiniteLossError(error.what, error.step, where, row=error.row, replica=error.replica)
+
     def _due(self, always: Sequence[str]) -> dict[str, EncodedSplit]:
         """The probes to read at this boundary, `always` in any case."""
         visible = {source.name: source.probe for source in self.visible}
@@ -259,7 +245,10 @@ def advance_together(runs: Sequence[ContinualRun], decisions: Sequence[Decision]
             return [replace(record, seconds={name: value / len(runs) for name, value in record.seconds.items()}) for record in records]
         batches = [question for question in asked if isinstance(question, Batch)]
         # Equal places ask equal things: all for a step, or all for the same probes.
-        answers = learner.train_steps(batches) if batches else learner.losses_of_all(asked[0])
+        try:
+            answers = learner.train_steps(batches) if batches else learner.losses_of_all(asked[0])
+        except NonFiniteLossError as error:
+            stages[error.replica].throw(error)  # It knows where it stands, and raises.
 
 
 def run_continual(run: ContinualRun, controller: Controller, journal: Journal | None = None) -> list[StageRecord]:

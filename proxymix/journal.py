@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from proxymix.account import Account, Cost
 from proxymix.artifacts import read_jsonl, write_folder, write_json, write_jsonl, write_text
 from proxymix.continual import ContinualRun
-from proxymix.learners.learner import Learner
+from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.models import save_model
 from proxymix.types import Decision, StageRecord
 
@@ -57,7 +57,9 @@ def is_finished(folder: Path) -> bool:
 class RunJournal:
     """Writes a target run's folder; implements `proxymix.continual.Journal`."""
 
-    def __init__(self, folder: Path, learner: Learner, base_folder: Path, account: Account | None = None, workers: int = 1, gpus: int = 0) -> None:
+    def __init__(
+        self, folder: Path, learner: ResumableLearner, base_folder: Path, account: Account | None = None, workers: int = 1, gpus: int = 0
+    ) -> None:
         """Nothing is written yet.
 
         Args:

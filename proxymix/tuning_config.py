@@ -68,6 +68,8 @@ class SequenceConfig(Strict):
     """In order; or the name of a builtin sequence, `sharp_shift@heldout-0`."""
     anchors: list[SourceSpec] = Field(default_factory=lambda: [SourceConfig(format="builtin", task=n) for n in ("safety", "general")])
     """Behaviours of the base model, visible and replayable from the first task on."""
+    chat: bool = False
+    """Rows of prompt and response are a user's message and the assistant's answer: they go through the model's chat template, as messages do."""
 
 
 class ModelConfig(Strict):
@@ -81,6 +83,9 @@ class ModelConfig(Strict):
     """A Hugging Face hub name, downloaded by transformers."""
     implementation: Literal["lean", "transformers"] = "lean"
     """`lean`: our own Llama decoder, equal to transformers' and several times faster when tiny. `transformers`: any architecture."""
+    chat_template: Literal["own", "plain"] = "own"
+    """How messages become a prompt. `own`: by the chat template of the model's tokenizer, which must have one (a preset's has the plain one).
+    `plain`: as `role: content` lines."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
@@ -106,11 +111,13 @@ class PretrainingConfig(Strict):
 
 
 class LoraConfig(Strict):
-    """Low-rank adapters through peft (transformers implementation only)."""
+    """Low-rank adapters through peft (transformers implementation only). They are carried from task to task."""
 
     rank: int = Field(default=64, ge=1)
     alpha: float = Field(default=128.0, gt=0)
-    modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj"])
+    modules: Literal["qv", "qkvo"] | Annotated[list[str], Field(min_length=1)] = "qv"
+    """Which layers get adapters. `qv`: attention's queries and values, or the fused layer that holds them. `qkvo`: every matrix of attention.
+    Or the ends of module names as the model has them."""
 
 
 class ProxyConfig(Strict):
@@ -137,6 +144,13 @@ class TargetConfig(Strict):
     lora: LoraConfig | None = None
     """None: full fine-tuning."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: of products and of frozen weights; what is tuned, its moments and the loss are in fp32 (transformers implementation)."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows (packs, with `pack_tokens`) that go through the model at a time on each worker, whose gradients add up. None: all of its share."""
+    pack_tokens: int | None = Field(default=None, ge=4)
+    """Rows stand end to end in packs of at most this many tokens, each blind to the others, instead of being padded. None: no packs."""
+    gradient_checkpointing: bool = False
+    """Activations are computed twice and not kept: less memory, about a third more time."""
     parallelism: ParallelismConfig = ParallelismConfig()
 
 

@@ -21,6 +21,8 @@ class Example:
     response: str
     harmful: bool | None = None
     """Safety sources only: whether the prompt should be refused. None elsewhere."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """The prompt as (role, content) pairs, for the model's chat template; `prompt` then reads the same as lines. Empty: the prompt is plain text."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _key(config: Config, spec: SourceConfig, tokenizer: Any) -> str:
 def _tokenizer_hash(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend else [tokenizer.name_or_path, sorted(tokenizer.get_vocab().items())]
-    return content_key([text, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])
+    return content_key([text, tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])
 
 
 def _to_bytes(source: EncodedSource) -> bytes:

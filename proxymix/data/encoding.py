@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from proxymix.data.chat import chat_ids
 from proxymix.errors import UserError
 from proxymix.types import Example, Scorer, Source
 
@@ -87,8 +88,7 @@ def encode_split(examples: Sequence[Example], tokenizer: Any, max_length: int) -
     """
     rows = []
     for example in examples:
-        prompt = prompt_ids(example.prompt, tokenizer)
-        answer = [*tokenizer(response_text(example), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        prompt, answer = example_ids(example, tokenizer)
         if not prompt or len(answer) < 2:
             raise UserError(f"data: prompt and response must each have at least one token, got {example.prompt[:60]!r} and {example.response[:60]!r}")
         room = max_length - len(answer)
@@ -108,8 +108,20 @@ def encode_split(examples: Sequence[Example], tokenizer: Any, max_length: int) -
     return EncodedSplit(input_ids, labels, torch.tensor([len(p) + len(a) - 1 for p, a in rows], dtype=torch.int64))
 
 
+def example_ids(example: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens of prompt and answer, the end token included, uncut: what the model is tuned on, and asked and expected to say.
+
+    Raises:
+        UserError: the example is a chat, and the tokenizer's chat template is missing or cannot render it.
+    """
+    if example.messages:
+        return chat_ids(example, tokenizer)
+    answer = tokenizer(response_text(example), add_special_tokens=False)["input_ids"]
+    return prompt_ids(example.prompt, tokenizer), [*answer, tokenizer.eos_token_id]
+
+
 def prompt_ids(prompt: str, tokenizer: Any) -> list[int]:
-    """Tokens of a prompt as the model is tuned on and asked with: a begin token where the tokenizer has one, then the text."""
+    """Tokens of a plain prompt as the model is tuned on and asked with: a begin token where the tokenizer has one, then the text."""
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     return begin + list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
 

@@ -35,7 +35,8 @@ def source_facts(config: Config, spec: SourceConfig) -> dict[str, Any]:
     sizes = config.tuning.model_dump(include={"buffer_size", "anchor_buffer_size", "validation_size"})
     files = [] if spec.format == "builtin" else file_facts(_files(spec, Path(config.data_root or ".") / (spec.path or "")))
     anchor, test_size = spec in config.sequence.anchors, config.evaluation.test_size
-    return {"source": spec.model_dump(), "seed": config.seed, "anchor": anchor, "test_size": test_size, "files": files, **sizes}
+    facts = {"source": spec.model_dump(), "seed": config.seed, "anchor": anchor, "test_size": test_size, "files": files, **sizes}
+    return facts | {"chat": config.sequence.chat}
 
 
 def file_facts(paths: Iterable[Path]) -> list[list[Any]]:

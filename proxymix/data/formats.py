@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from proxymix.data.chat import chat_example
 from proxymix.data.splits import Pools
 from proxymix.errors import UserError
 from proxymix.types import Example
@@ -102,15 +103,15 @@ def examples_from_rows(rows: Iterable[tuple[str, Any]]) -> tuple[Example, ...]:
             raise UserError(f"{place}: harmful must be true or false, got {_short(harmful)}")
         if examples and (harmful is None) != (examples[0].harmful is None):
             raise UserError(f"{place}: harmful must be given in every row or in none, got {_short(harmful)} after rows that differ")
-        prompt, response = (
-            _conversation(row["messages"], place) if "messages" in row else (_text(row, "prompt", place), _text(row, "response", place))
-        )
-        examples.append(Example(prompt, response, harmful))
+        if "messages" in row:
+            examples.append(_conversation(row["messages"], harmful, place))
+        else:
+            examples.append(Example(_text(row, "prompt", place), _text(row, "response", place), harmful))
     return tuple(examples)
 
 
-def _conversation(messages: Any, place: str) -> tuple[str, str]:
-    """Prompt and response of a chat: earlier messages as `role: content` lines, then `assistant: `, which the last message answers."""
+def _conversation(messages: Any, harmful: bool | None, place: str) -> Example:
+    """A chat, whose last message is the answer to the others."""
     if not isinstance(messages, list) or len(messages) < 2:
         raise UserError(f"{place}: messages must be a list of at least two {{'role', 'content'}}, got {_short(messages)}")
     for index, message in enumerate(messages):
@@ -119,8 +120,7 @@ def _conversation(messages: Any, place: str) -> tuple[str, str]:
         _text(message, "content", f"{place}: messages.{index}")
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{place}: the last message must be the assistant's, got role {messages[-1]['role']!r}; it is the answer to learn")
-    turns = "".join(f"{message['role']}: {message['content']}\n" for message in messages[:-1])
-    return f"{turns}assistant: ", messages[-1]["content"]
+    return chat_example([(message["role"], message["content"]) for message in messages[:-1]], messages[-1]["content"], harmful)
 
 
 def _examples(file: Path, parse: Callable[[Mapping[str, Any], str], Example]) -> tuple[Example, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from proxymix.config import Config, SourceConfig
+from proxymix.data.chat import as_chat
 from proxymix.data.formats import read_cl_benchmark, read_jsonl, read_trace
 from proxymix.data.hub import read_huggingface
 from proxymix.data.splits import Pools, SplitSizes, source_generator, split_source
@@ -29,7 +30,11 @@ def configured_source(config: Config, spec: SourceConfig) -> Source:
         validation=max(VALIDATION_ROWS, tuning.validation_size),
         test=config.evaluation.test_size,
     )
-    return load_source(spec, data_root=config.data_root, sizes=sizes, seed=config.seed)
+    source = load_source(spec, data_root=config.data_root, sizes=sizes, seed=config.seed)
+    if not config.sequence.chat:
+        return source
+    train, buffer, validation, test = (tuple(map(as_chat, split)) for split in (source.train, source.buffer, source.validation, source.test))
+    return replace(source, train=train, buffer=buffer, validation=validation, test=test)
 
 
 def load_source(spec: SourceConfig, *, data_root: str | None, sizes: SplitSizes, seed: int) -> Source:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from proxymix.config import Config
-from proxymix.data.encoding import prompt_ids, response_text
+from proxymix.data.encoding import example_ids
 from proxymix.errors import UserError
 from proxymix.types import Example, Source
 
@@ -91,7 +91,7 @@ def until(tokens: Tokens, end: int) -> Tokens:
 
 def answer_length(example: Example, tokenizer: Any) -> int:
     """Tokens of the right answer, its end token included."""
-    return len(tokenizer(response_text(example), add_special_tokens=False)["input_ids"]) + 1
+    return len(example_ids(example, tokenizer)[1])
 
 
 def check_answers_fit(config: Config, sources: Sequence[Source], tokenizer: Any) -> None:
@@ -120,7 +120,7 @@ def generate_answers(generator: Generator, tokenizer: Any, examples: Sequence[Ex
         max_length: `tuning.max_length`. A prompt is cut from the left to what tuning would have left of it beside the row's own answer:
             the only thing that responses are looked at for.
     """
-    rooms = [max(1, max_length - answer_length(example, tokenizer)) for example in examples]
-    answers = generator.generate([prompt_ids(example.prompt, tokenizer)[-room:] for example, room in zip(examples, rooms, strict=True)])
+    rows = [example_ids(example, tokenizer) for example in examples]
+    answers = generator.generate([prompt[-max(1, max_length - len(answer)) :] for prompt, answer in rows])
     # Tuning sets the answer off from the prompt by one space, so a byte-level answer starts with it.
     return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in answers]

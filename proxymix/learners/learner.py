@@ -17,18 +17,15 @@ from torch.nn import functional as F
 from torch.optim.adamw import adamw
 
 from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, side_by_side, stack
-from proxymix.errors import UserError
+from proxymix.errors import NonFiniteLossError
 from proxymix.learners.models import LanguageModel
+from proxymix.learners.schedule import rate_factor
 
 if TYPE_CHECKING:
     from proxymix.config import TuningConfig
 
 EVALUATION_ROWS = 128
 """Rows that are validated at a time; bounds the memory of a large model's probes, and keeps a tiny one's in the cache."""
-
-
-class NonFiniteLossError(UserError):
-    """The loss became NaN or infinite; raised before the optimizer touched the weights."""
 
 
 class Learner:
@@ -78,9 +75,8 @@ class Learner:
             self.reduce(losses)
         values: list[float] = losses.tolist()
         if not all(map(math.isfinite, values)):
-            remedy = "lower the learning rate and give the run another name"
-            worst = next(value for value in values if not math.isfinite(value))
-            raise NonFiniteLossError(f"loss became {worst} at optimizer step {self.steps_done} of the task; {remedy}")
+            replica = next(index for index, value in enumerate(values) if not math.isfinite(value))
+            raise NonFiniteLossError(f"loss became {values[replica]}", self.steps_done, replica=replica)
         norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
         self._update(gradient.mul_((self.tuning.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)))
         self.steps_done += 1
@@ -158,17 +154,10 @@ class Learner:
     def _update(self, gradient: Tensor) -> None:
         """AdamW of the one flat tensor. torch's own, as a function: its optimizer object costs a tiny model more than the arithmetic."""
         average, square, step = (self.moments[name] for name in ("exp_avg", "exp_avg_sq", "step"))
-        rate, decay = self.tuning.learning_rate * self._schedule(), self.tuning.weight_decay
+        rate = self.tuning.learning_rate * rate_factor(self.steps_done, self.num_steps, self.tuning.warmup_fraction)
+        decay = self.tuning.weight_decay
         settings: dict[str, Any] = {"lr": rate, "weight_decay": decay, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "maximize": False}
         adamw([self.flat], [gradient], [average], [square], [], [step], fused=True, **settings)
-
-    def _schedule(self) -> float:
-        """Linear warm-up, then cosine to a tenth."""
-        warmup = self.tuning.warmup_fraction * self.num_steps
-        if self.steps_done < warmup:
-            return (self.steps_done + 1) / (warmup + 1)
-        progress = (self.steps_done - warmup) / max(self.num_steps - warmup, 1)
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scores of the vocabulary and labels at answer positions alone, `[replicas, rows, most answer tokens of a row, …]`."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from proxymix.cost import ModelShape
+from proxymix.data.chat import PLAIN_TEMPLATE
 from proxymix.errors import UserError
+from proxymix.learners.adapters import merged_state, with_adapters
 from proxymix.learners.decoder import LeanLlama
 
 if TYPE_CHECKING:  # Else no pydantic is needed here: the GPU benchmarks run where there is none.
     from proxymix.config import LoraConfig
+
+logger = logging.getLogger(__name__)
 
 
 class LanguageModel(Protocol):
@@ -58,25 +63,64 @@ class TransformersModel(nn.Module):
 
     num_replicas = 1
 
-    def __init__(self, folder: str, lora: LoraConfig | None = None, dtype: torch.dtype = torch.float32) -> None:
-        """Args: `folder` is a local folder or a hub name."""
+    def __init__(self, folder: str, lora: LoraConfig | None = None, precision: str = "fp32") -> None:
+        """Loads it.
+
+        Args:
+            folder: a local folder or a hub name.
+            lora: None: all weights are tuned.
+            precision: `bf16` keeps frozen weights and saved ones in bf16; what is tuned is in fp32 all the same, or small updates would be lost.
+        """
         super().__init__()
         from transformers import AutoModelForCausalLM
 
+        self.saved_as = torch.bfloat16 if precision == "bf16" else torch.float32
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.saved_as if lora else torch.float32)
         except (OSError, ValueError) as error:
             raise UserError(f"model: transformers cannot load {folder!r}: {error}") from error
-        self.model = _with_lora(model, lora) if lora else model
+        self.model = with_adapters(model, lora) if lora else model
         self.lora = lora
 
+    @property
+    def causal(self) -> Any:
+        """The model of transformers, its layers adapted or not."""
+        return self.model.get_base_model() if self.lora else self.model
+
+    def forward(self, input_ids: Tensor, scored: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The output embeddings' scores at some places.
+
+        Args:
+            input_ids: `[num_lines, length]`, padded on the right.
+            scored: which places, bool `[num_lines, length]`.
+            positions: of every token in its row, where a line holds several; transformers keeps them apart by it.
+
+        Returns:
+            `[num_scored, vocabulary]`, line by line.
+        """
+        scores: Tensor = self.model.get_output_embeddings()(self._states(input_ids, positions)[scored])
+        return scores
+
     def logits(self, input_ids: Tensor, places: Tensor) -> Tensor:
-        """The output embeddings' scores at `places`; right padding needs no mask under causal attention."""
-        causal = self.model.get_base_model() if self.lora else self.model
-        states: Tensor = getattr(causal, causal.base_model_prefix)(input_ids=input_ids[0], use_cache=False).last_hidden_state
-        asked = states.take_along_dim(places[0, :, :, None], dim=1)
-        scores: Tensor = self.model.get_output_embeddings()(asked)
+        """The output embeddings' scores at `places`."""
+        scores: Tensor = self.model.get_output_embeddings()(self._states(input_ids[0]).take_along_dim(places[0, :, :, None], dim=1))
         return scores[None]
+
+    def checkpoint_gradients(self) -> None:
+        """From now on activations within a layer are computed anew in the backward pass instead of being kept."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        self.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # It asks for that. Its parts stay as they were, without dropout.
+
+    def _states(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Last hidden states `[num_lines, length, width]`; right padding needs no mask under causal attention."""
+        body = getattr(self.causal, self.causal.base_model_prefix)
+        given = {} if positions is None else {"position_ids": positions}
+        states: Tensor = body(input_ids=input_ids, use_cache=False, **given).last_hidden_state
+        return states
 
     def token_embeddings(self) -> Tensor:
         """The input embeddings' table."""
@@ -95,42 +139,10 @@ class TransformersModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """The full model in its own architecture, adapters merged into a copy of the weights."""
-        if self.lora:
-            base = self.model.get_base_model()
-            base.save_pretrained(folder, state_dict=_merged_state(base))
-        else:
-            self.model.save_pretrained(folder)
-
-
-def _with_lora(model: Any, lora: LoraConfig) -> Any:
-    from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model
-
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    outer = {name for name, module in model.named_modules() if module in (model.get_input_embeddings(), model.get_output_embeddings())}
-    if tied and any(name.split(".")[-1] in lora.modules for name in outer):
-        raise UserError(f"target.lora.modules: must not name embeddings that the model ties to its output layer, got {lora.modules}; remove them")
-    try:
-        return get_peft_model(model, PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.modules), task_type="CAUSAL_LM"))
-    except ValueError as error:
-        raise UserError(f"target.lora.modules: must name modules of the model, got {lora.modules}: {error}") from error
-
-
-@torch.no_grad()
-def _merged_state(base: Any) -> dict[str, Tensor]:
-    """The weights with adapters added, under the names they have without adapters.
-
-    Computed beside the model: peft's own merging in place and back is not exact, so every checkpoint would move the frozen weights.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    state = {name: value for name, value in base.state_dict().items() if ".lora_" not in name}
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            deltas = [module.get_delta_weight(adapter).float() for adapter in module.active_adapters]
-            state[f"{name}.base_layer.weight"] = torch.stack([weight.float(), *deltas]).sum(0).to(weight.dtype)
-    return {name.replace(".base_layer.", "."): value for name, value in state.items()}
+        state = merged_state(self.causal) if self.lora else self.causal.state_dict()
+        # One copy of what is tied, or it would be saved twice.
+        copies = {value.data_ptr(): value.to(self.saved_as) if value.is_floating_point() else value for value in state.values()}
+        self.causal.save_pretrained(folder, state_dict={name: copies[value.data_ptr()] for name, value in state.items()})
 
 
 def load_model(
@@ -141,16 +153,19 @@ def load_model(
     Raises:
         UserError: it cannot be loaded so; or several replicas are wanted of transformers, which has none.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if implementation == "lean":
-        return LeanLlama.load(Path(folder), num_replicas).to(dtype)
+        return LeanLlama.load(Path(folder), num_replicas).to(torch.bfloat16 if precision == "bf16" else torch.float32)
     if num_replicas > 1:
         raise UserError(f"proxy.model.implementation: must be lean to tune {num_replicas} proxies side by side, got transformers")
-    return TransformersModel(str(folder), lora, dtype)
+    return TransformersModel(str(folder), lora, precision)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path, chat_template: Literal["own", "plain"] = "own") -> Any:
     """The tokenizer beside a model, with a pad token.
+
+    Args:
+        folder: of the model, or its hub name.
+        chat_template: as in `ModelConfig`.
 
     Raises:
         UserError: there is none, or it has no end-of-text token.
@@ -159,8 +174,28 @@ def load_tokenizer(folder: str | Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise UserError(f"model: the tokenizer in {str(folder)!r} must have an eos token; add one to its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # Padding is never attended to nor scored, so any token does.
+        logger.warning("the tokenizer in %r has no pad token; its end token pads, which is neither attended to nor scored", str(folder))
+        tokenizer.pad_token = tokenizer.eos_token
+    if chat_template == "plain":
+        tokenizer.chat_template = PLAIN_TEMPLATE
     return tokenizer
+
+
+def check_window(folder: str | Path, max_length: int) -> None:
+    """Makes sure that rows of `max_length` tokens fit the model in `folder`, a folder or hub name.
+
+    Raises:
+        UserError: they are longer than what it was made for, or it has no configuration that can be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder)).get_text_config()
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: transformers cannot read the configuration of {str(folder)!r}: {error}") from error
+    window = getattr(config, "max_position_embeddings", None)
+    if window is not None and max_length > window:
+        raise UserError(f"tuning.max_length: must be at most the {window} tokens of the model's window ({folder}), got {max_length}; lower it")
 
 
 def save_model(model: LanguageModel, base_folder: str | Path, folder: Path) -> None:

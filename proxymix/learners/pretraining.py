@@ -20,6 +20,7 @@ import torch
 from proxymix.account import Cost, Meter
 from proxymix.artifacts import read_json, write_folder, write_json
 from proxymix.config import Config, ModelConfig, TuningConfig
+from proxymix.data.chat import PLAIN_TEMPLATE
 from proxymix.data.encoding import encode_split, gather
 from proxymix.data.sources import configured_source
 from proxymix.data.tokenizers import train_bpe, word_tokenizer
@@ -105,8 +106,11 @@ def build_tokenizer(config: Config, corpus: Sequence[Example]) -> Any:
     if config.pretraining.tokenizer == "words":
         from proxymix.data.builtin import VOCABULARY
 
-        return word_tokenizer(VOCABULARY)
-    return train_bpe((text for example in corpus for text in (example.prompt, example.response)), config.pretraining.vocabulary_size)
+        tokenizer = word_tokenizer(VOCABULARY)
+    else:
+        tokenizer = train_bpe((text for example in corpus for text in (example.prompt, example.response)), config.pretraining.vocabulary_size)
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
 
 
 def llama_config(preset: str, tokenizer: Any, max_length: int) -> dict[str, Any]:

@@ -1,0 +1,211 @@
+"""A language model of any size and architecture being tuned: in portions, packed, in mixed precision, over several workers.
+
+    global batch → this worker's portions → loss of each row → gradients add up → (sum over workers) → clip → AdamW
+
+`Learner` holds small models in one flat tensor, several at a time; here parameters stay as transformers has them. Both are the same step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, stack
+from proxymix.data.portions import Portion, portions
+from proxymix.errors import NonFiniteLossError, UserError
+from proxymix.learners.learner import EVALUATION_ROWS, token_losses
+from proxymix.learners.models import TransformersModel
+from proxymix.learners.schedule import rate_factor
+
+if TYPE_CHECKING:
+    from proxymix.tuning_config import TargetConfig, TuningConfig
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+APART = 0.05
+"""Most that scores of a row may differ in a pack, relative to the largest: more than rounding in bf16, less than another row's influence."""
+
+
+class LargeLearner:
+    """Tunes one model of transformers; implements `ResumableLearner`."""
+
+    def __init__(
+        self,
+        model: TransformersModel,
+        tuning: TuningConfig,
+        target: TargetConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        reduce: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        """Stands at `model`.
+
+        Args:
+            model: on its device; what is tuned of it requires gradients.
+            tuning: the schedule.
+            target: precision, portions, packs, gradient checkpointing.
+            rank: of this worker.
+            world_size: workers that tune together.
+            reduce: sums a tensor in place over the workers; needed when there are several.
+
+        Raises:
+            UserError: packs are asked for, and the model does not keep rows of a pack apart.
+        """
+        self.model, self.tuning, self.target = model, tuning, target
+        self.rank, self.world_size, self.reduce = rank, world_size, reduce
+        self.shape = model.shape
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.device = next(iter(self.parameters.values())).device
+        if target.gradient_checkpointing:
+            model.checkpoint_gradients()
+        if target.pack_tokens is not None:
+            self._check_rows_stay_apart()
+        # Beside the accelerator, which has better uses for its memory.
+        self.base = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+        self.begin_task(1)
+
+    def begin_task(self, num_optimizer_steps: int) -> None:
+        """A fresh optimizer and a fresh cosine over the task's `num_optimizer_steps`."""
+        self.num_steps, self.steps_done = num_optimizer_steps, 0
+        parameters = list(self.parameters.values())
+        self.optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=self.tuning.weight_decay, fused=True)
+        for parameter in parameters:  # As AdamW does at its first step; now, so that the state is whole at any time.
+            zeros = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
+            moments = (torch.zeros((), dtype=torch.float32, device=self.device), *zeros)
+            self.optimizer.state[parameter] = dict(zip(MOMENTS, moments, strict=True))
+
+    def train_steps(self, batches: Sequence[Batch]) -> list[float]:
+        """One optimizer step on the *global* batch, of which this worker computes its share.
+
+        Returns:
+            Its mean loss alone, nats per answer token.
+
+        Raises:
+            NonFiniteLossError: before any weight changed.
+        """
+        (batch,) = batches
+        num_answer_tokens = batch.num_answer_tokens
+        losses = torch.zeros(len(batch.labels), device=self.device)
+        self.optimizer.zero_grad()
+        for portion in self._portions(batch, self.target.micro_batch_size):
+            part, _ = self._row_losses(portion, len(losses))
+            # The divisor is the global one, so that gradients of portions and workers add up to the batch's.
+            torch.autograd.backward(part.sum() / num_answer_tokens)
+            losses += part.detach()
+        self._sum_over_workers(losses)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.tuning.max_grad_norm)
+        loss, size = torch.stack([losses.sum() / num_answer_tokens, norm]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            raise self._fault(loss, size, losses)
+        rate = self.tuning.learning_rate * rate_factor(self.steps_done, self.num_steps, self.tuning.warmup_fraction)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        self.steps_done += 1
+        return [loss]
+
+    def losses_of_all(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, float]]:
+        """Mean loss of every probe, nats per answer token; workers share the rows."""
+        read = self._evaluate(probes)
+        counts = {name: int((probe.labels != IGNORED).sum()) for name, probe in probes.items()}
+        return [{name: float(losses.sum()) / counts[name] for name, (losses, _) in read.items()}]
+
+    def accuracies_of_all(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, Tensor]]:
+        """Whether each row's whole answer would be generated greedily, bool `[num_rows]` per probe."""
+        return [{name: wrong == 0 for name, (_, wrong) in self._evaluate(probes).items()}]
+
+    def restore_base(self) -> None:
+        """Back to the weights the learner was built with; no file is read."""
+        self._put(self.base)
+        self.begin_task(1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tuned weights, moments and the place in the schedule."""
+        tensors = {f"weights.{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            tensors |= {f"optimizer.{name}.{moment}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
+        return tensors | {"progress": torch.tensor([self.num_steps, self.steps_done])}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        num_steps, steps_done = tensors["progress"].tolist()
+        self._put({name: tensors[f"weights.{name}"] for name in self.parameters})
+        self.begin_task(num_steps)
+        self.steps_done = steps_done
+        for name, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                self.optimizer.state[parameter][moment].copy_(tensors[f"optimizer.{name}.{moment}"])
+
+    def _portions(self, batch: Batch, lines_at_once: int | None) -> list[Portion]:
+        packs = self.target.pack_tokens
+        return portions(batch, rank=self.rank, world_size=self.world_size, lines_at_once=lines_at_once, pack_tokens=packs)
+
+    def _row_losses(self, portion: Portion, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Summed loss of each row of the batch, nats, and how many of its answer tokens greedy decoding would miss, `[num_rows]`.
+
+        Rows of other portions have 0.
+        """
+        scored = portion.labels != IGNORED
+        labels, rows = (values[scored].to(self.device) for values in (portion.labels, portion.rows))
+        positions = None if portion.positions is None else portion.positions.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.target.precision == "bf16"):
+            scores = self.model(portion.input_ids.to(self.device), scored.to(self.device), positions)
+        scores = scores.float()
+        zeros = torch.zeros(num_rows, device=self.device)
+        missed = (scores.detach().argmax(-1) != labels).float()
+        return zeros.index_add(0, rows, token_losses(scores, labels)), zeros.index_add(0, rows, missed)
+
+    @torch.no_grad()
+    def _evaluate(self, probes: Mapping[str, EncodedSplit]) -> dict[str, tuple[Tensor, Tensor]]:
+        """`_row_losses` of every probe's rows, on the CPU."""
+        batch, _ = stack(list(probes.values()))
+        totals = torch.zeros(2, len(batch.labels), device=self.device)
+        for portion in self._portions(batch, self.target.micro_batch_size or EVALUATION_ROWS):
+            totals += torch.stack(self._row_losses(portion, totals.shape[1]))
+        if self.reduce is not None:
+            self.reduce(totals)
+        parts = torch.split(totals.double().cpu(), [len(probe) for probe in probes.values()], dim=1)
+        return {name: (part[0], part[1]) for name, part in zip(probes, parts, strict=True)}
+
+    def _sum_over_workers(self, losses: Tensor) -> None:
+        """Gradients and `losses`, in place, in one call."""
+        if self.reduce is None:
+            return
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        together = torch.cat([losses, *(gradient.flatten().float() for gradient in gradients)])
+        self.reduce(together)
+        parts = torch.split(together, [len(losses), *(gradient.numel() for gradient in gradients)])
+        for tensor, part in zip([losses, *gradients], parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def _fault(self, loss: float, norm: float, losses: Tensor) -> NonFiniteLossError:
+        wrong = (~losses.isfinite()).nonzero().flatten().tolist()
+        what = f"gradient norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
+        return NonFiniteLossError(what, self.steps_done, row=wrong[0] if wrong else None)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+
+    @torch.no_grad()
+    def _check_rows_stay_apart(self) -> None:
+        """Scores of a short row in a pack against the row alone: what an architecture does with positions is measured and not looked up."""
+        row = torch.arange(4)
+        alone = portions(Batch(row[None], row[None]))[0]
+        pack = portions(Batch(torch.stack([row + 3, row]), row.repeat(2, 1)), pack_tokens=8)[0]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.target.precision == "bf16"):
+            scores = [self.model(p.input_ids.to(self.device), (p.labels >= 0).to(self.device), _on(p.positions, self.device)) for p in (alone, pack)]
+        difference = float((scores[1][-len(row) :] - scores[0]).abs().max())
+        if difference > APART * float(scores[0].abs().max()):
+            raise UserError(
+                f"target.pack_tokens: must be null for this model ({type(self.model.causal).__name__}), which does not keep the rows of a pack "
+                f"apart: scores differ by {difference:.2g}; set it to null"
+            )
+
+
+def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
