@@ -8,7 +8,7 @@ One model as a rule; with a model of several replicas, as many runs go through e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,7 +88,12 @@ class Learner:
 
     def losses_of_all(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, float]]:
         """`losses` of every replica on the same probes."""
-        return [{name: loss for name, (loss, _) in read.items()} for read in self._evaluate(probes)]
+        batch, owners = stack(list(probes.values()))
+        with torch.no_grad():
+            losses = torch.cat([token_losses(*read).double().sum(-1).cpu() for read in self._read(batch)], dim=1)  # [replicas, rows]
+        totals = torch.zeros(len(losses), len(probes), dtype=torch.float64).index_add_(1, owners, losses)
+        counts = torch.zeros(len(probes), dtype=torch.float64).index_add_(0, owners, (batch.labels != IGNORED).double().sum(1))
+        return [dict(zip(probes, means, strict=True)) for means in (totals / counts).tolist()]
 
     def accuracies(self, probes: Mapping[str, EncodedSplit]) -> dict[str, Tensor]:
         """Whether each row's whole answer would be generated greedily, bool `[num_rows]` per probe.
@@ -99,7 +104,11 @@ class Learner:
 
     def accuracies_of_all(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, Tensor]]:
         """`accuracies` of every replica on the same probes."""
-        return [{name: right for name, (_, right) in read.items()} for read in self._evaluate(probes)]
+        batch, _ = stack(list(probes.values()))
+        with torch.no_grad():
+            parts = [((scores.argmax(-1) == labels) | (labels == IGNORED)).all(-1).cpu() for scores, labels in self._read(batch)]
+        rights = torch.cat(parts, dim=1).split([len(probe) for probe in probes.values()], dim=1)
+        return [{name: right[replica] for name, right in zip(probes, rights, strict=True)} for replica in range(self.model.num_replicas)]
 
     def objective(self, losses: Tensor) -> Tensor:
         """What a step descends, of this rank's parts of the replicas' losses `[num_replicas]`: their sum, and no more."""
@@ -169,23 +178,13 @@ class Learner:
         """Loss at each answer position of `[replicas, rows, length]`; 0 where a row has fewer than another."""
         return token_losses(*self._answers(batch))
 
-    @torch.no_grad()
-    def _evaluate(self, probes: Mapping[str, EncodedSplit]) -> list[dict[str, tuple[float, Tensor]]]:
-        """Loss and exactness of every probe, for every replica."""
-        batch, owners = stack(list(probes.values()))
-        replicas, num_probes = self.model.num_replicas, len(probes)
+    def _read(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """`_answers` of every replica to the same rows `[rows, length]`, a part of them at a time."""
+        replicas = self.model.num_replicas
         at_once = max(1, EVALUATION_ROWS // replicas)
-        parts = []
-        for start in range(0, len(owners), at_once):
-            rows = (values[start : start + at_once].expand(replicas, -1, -1) for values in (batch.input_ids, batch.labels))
-            scores, labels = self._answers(Batch(*rows))
-            right = (scores.argmax(-1) == labels) | (labels == IGNORED)
-            parts.append((token_losses(scores, labels).double().sum(-1).cpu(), right.all(-1).cpu()))
-        losses, exact = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))  # [replicas, rows]
-        totals = torch.zeros(replicas, num_probes, dtype=torch.float64).index_add_(1, owners, losses)
-        counts = torch.zeros(num_probes, dtype=torch.float64).index_add_(0, owners, (batch.labels != IGNORED).double().sum(1))
-        means, rights = (totals / counts).tolist(), torch.split(exact, [len(probe) for probe in probes.values()], dim=1)
-        return [{name: (means[r][i], rights[i][r]) for i, name in enumerate(probes)} for r in range(replicas)]
+        for start in range(0, len(batch.labels), at_once):
+            input_ids, labels = (values[start : start + at_once].expand(replicas, -1, -1) for values in (batch.input_ids, batch.labels))
+            yield self._answers(Batch(input_ids, labels))
 
 
 def token_losses(scores: Tensor, labels: Tensor) -> Tensor:
