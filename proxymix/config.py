@@ -21,6 +21,7 @@ from proxymix.errors import UserError
 from proxymix.service_config import ServiceConfig
 from proxymix.study_config import MirroringStudyConfig
 from proxymix.sweep_config import SweepConfig
+from proxymix.tracking import TrackingConfig
 from proxymix.tuning_config import (
     LoraConfig,
     ModelConfig,
@@ -148,6 +149,7 @@ class Config(Strict):
     service: ServiceConfig = ServiceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
