@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ray
+import ray.util.metrics
 from ray.actor import ActorHandle
 
 from cluster.evaluation_actor import ENVIRONMENT, EvaluationActor
@@ -26,6 +27,7 @@ from proxymix.errors import UserError
 from proxymix.evaluation.generation import check_answers_fit
 from proxymix.evaluation.scoring import base_score_path, score_path
 from proxymix.learners.models import load_tokenizer
+from proxymix.telemetry import EVALUATION_LAG, Telemetry
 from proxymix.types import Source
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class EvaluationPool:
         self.config, self.base_folder, self.call_timeout_s = config, base_folder, call_timeout_s
         self._tests = ray.put([replace(source, train=(), buffer=(), validation=()) for source in sources])
         self._queue: Callable[[], list[Checkpoint]] = list
+        self._telemetry = Telemetry(ray.util.metrics)
         self._idle: list[ActorHandle] = []
         self._calls: dict[ray.ObjectRef, _Call] = {}
         self._attempts: dict[Path | None, int] = {}
@@ -201,6 +204,7 @@ class EvaluationPool:
         settled = {call.checkpoint.score for call in self._calls.values() if call.checkpoint} | set(self._given_up)
         checkpoints = self._queue()
         _dispose(checkpoints)
+        self._telemetry.record(EVALUATION_LAG, sum(not checkpoint.score.exists() for checkpoint in checkpoints), run=self.config.name)
         for checkpoint in checkpoints:
             if self._idle and checkpoint.score not in settled and not checkpoint.score.exists():
                 actor = self._idle.pop()

@@ -23,6 +23,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import ray.util.metrics
 import torch
 from numpy.typing import NDArray
 
@@ -36,6 +37,9 @@ from proxymix.cases import Case
 from proxymix.config import Config
 from proxymix.controllers.frozen import save_controller
 from proxymix.env import ParallelTuningEnv
+from proxymix.telemetry import Telemetry
+from proxymix.tracking import open_tracker
+from proxymix.watching import Watch
 
 LEARNING_CURVE = "learning_curve.jsonl"
 
@@ -88,10 +92,13 @@ def train_policy(
         UserError: the checkpoint was made under another configuration; or its PPO settings cannot work.
         RuntimeError: an episode failed, or env runners kept dying.
     """
-    with closing(training_steps(config, base_folder, cases, out, environment)) as steps:
+    tracker = open_tracker(config.tracking, config.name, f"training/{out.name}", config.run_dir)
+    watch = Watch(Telemetry(ray.util.metrics), tracker, run=config.name)
+    with closing(watch), closing(training_steps(config, base_folder, cases, out, environment)) as steps:
         result = next(steps)
         for result in steps:
             on_iteration(result.rows[-1])
+            watch.iteration(result.rows[-1])
     return result
 
 

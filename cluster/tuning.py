@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.util.metrics
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -36,7 +37,10 @@ from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.large import LargeLearner
 from proxymix.learners.learner import Learner
 from proxymix.learners.models import TransformersModel, load_model
+from proxymix.telemetry import Telemetry
+from proxymix.tracking import NoTracker, check_tracker, open_tracker
 from proxymix.types import Controller
+from proxymix.watching import Watch, WatchedJournal
 
 Assignment = tuple[str, int]
 """Method and seed of one target run."""
@@ -83,6 +87,7 @@ def tune_targets(
     Raises:
         UserError: what a worker found wrong with the input, a loss that is not finite, or a group that kept dying.
     """
+    check_tracker(config.tracking)
     run_dir, data_root = str(Path(run_dir).resolve()), str(Path(config.data_root or ".").resolve())
     todo = tuple(pair for pair in assignments if not is_finished(target_folder(run_dir, *pair)))
     if not todo:
@@ -173,11 +178,19 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
     def build() -> Controller:
         return HeldDecisions(plan.controller_for(method, seed), every, journal.last_decision)
 
-    with closing(SharedController(method, build, ranks)) as controller:
+    with closing(SharedController(method, build, ranks)) as controller, closing(_watch(config, plan.run_dir, method, seed, ranks)) as watch:
         try:
-            run_continual(run, controller, journal if ranks.rank == 0 else None)
+            run_continual(run, controller, WatchedJournal(journal, watch) if ranks.rank == 0 else None)
         except NonFiniteLossError as error:
             raise UserError(f"target run {run.name}: {error}") from error
+
+
+def _watch(config: Config, run_dir: str, method: str, seed: int, ranks: Ranks) -> Watch:
+    """One rank watches for all."""
+    if ranks.rank != 0:
+        return Watch(Telemetry(), NoTracker())
+    tracker = open_tracker(config.tracking, config.name, f"{method}/seed{seed}", Path(run_dir))
+    return Watch(Telemetry(ray.util.metrics), tracker, run=config.name, method=method, seed=str(seed))
 
 
 def target_builder(

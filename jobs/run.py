@@ -34,6 +34,7 @@ RESUMABLE = {
     "seeds",
     "service",
     "resources",
+    "tracking",
     "name",
     "runs_root",
     "cache_root",

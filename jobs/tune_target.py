@@ -22,6 +22,7 @@ from proxymix.config import PROXYMIX, Config
 from proxymix.controllers.baselines import DeclaredFallback, UniformReplay, baseline
 from proxymix.errors import UserError
 from proxymix.guard import Guard, GuardedController
+from proxymix.tracking import check_tracker
 from proxymix.types import Controller, Source
 from services.client import ServiceController
 
@@ -57,6 +58,7 @@ def tuned_targets(run: Run, sources: list[Source]) -> Iterator[EvaluationPool]:
     The pool's engines start while the controller is being learnt, and so does Ray Serve where a core is free for it. Needs a connected Ray.
     """
     config, steered = run.config, PROXYMIX in run.config.methods
+    check_tracker(config.tracking)
     if steered:
         check_given(config)
         check_service(run)

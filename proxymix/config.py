@@ -18,8 +18,10 @@ from proxymix.ablation_config import AblationConfig
 from proxymix.benchmark_config import BenchmarkConfig
 from proxymix.controller_config import ControllerConfig, CurriculumConfig
 from proxymix.errors import UserError
+from proxymix.service_config import ServiceConfig
 from proxymix.study_config import MirroringStudyConfig
 from proxymix.sweep_config import SweepConfig
+from proxymix.tracking import TrackingConfig
 from proxymix.tuning_config import (
     LoraConfig,
     ModelConfig,
@@ -85,22 +87,6 @@ class TransferConfig(Strict):
     guard: GuardConfig = GuardConfig()
 
 
-class ServiceConfig(Strict):
-    """Where the frozen controller answers."""
-
-    url: str | None = None
-    """An existing service; None: the pipeline deploys one with Ray Serve."""
-    host: str = "127.0.0.1"
-    port: int = Field(default=8123, ge=1, le=65535)
-    num_replicas: int = Field(default=1, ge=1)
-    timeout_s: float = Field(default=10.0, gt=0)
-    """Per attempt."""
-    retries: int = Field(default=4, ge=0)
-    """After the first attempt, with exponential back-off and jitter; then the declared fallback."""
-    token_env: str | None = None
-    """Name of the environment variable with the bearer token; None: no token asked."""
-
-
 class EvaluationConfig(Strict):
     """How checkpoints are scored while tuning goes on."""
 
@@ -163,6 +149,7 @@ class Config(Strict):
     service: ServiceConfig = ServiceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -1,67 +1,67 @@
 """The controller service on Ray Serve: a thin shell round `services.app`.
 
-    folder → N replicas, each loads the folder itself → one HTTP proxy on the head node → http://host:port
+    folders → N replicas, each loads them itself → one HTTP proxy on the head node → http://host:port
 
-Nothing here knows HTTP routes, and nothing in `app` knows Ray.
+Nothing in `app` knows Ray. A second `deploy` of other controllers is a config update that running replicas take over in place.
 """
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
-from fastapi import FastAPI
+from pydantic import ValidationError
 from ray import serve
-from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation
+from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from proxymix.config import ServiceConfig
-from proxymix.controllers.frozen import FrozenController
 from proxymix.errors import UserError
-from services.app import RETRY_AFTER_S, build_app
-from services.client import bearer_token, check_reachable
+from proxymix.service_config import LOOPBACK, ServedControllerConfig, ServiceConfig
+from services.catalogue import CatalogueConfig, Entry, load_entries
+from services.connection import AwayError, ServiceConnection
+from services.replica import TARGET_ONGOING_REQUESTS, code_version, controller_deployment
+from services.schemas import ControllerList
+from services.token import bearer_token
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-MAX_ONGOING_REQUESTS = 16
-"""Per replica; a decision takes about a millisecond."""
-MAX_QUEUED_REQUESTS = 64
-"""At the proxy; one more is 503."""
+PROXY_TIMEOUT_S = 20.0
+"""The proxy's own limit on a request, behind the application's."""
 
 
 def deploy(controller_dir: str | Path, service: ServiceConfig, app_name: str = "proxymix", timeout_s: float = 120.0) -> str:
-    """Serve the frozen controller in `controller_dir`; returns the service's address once it answers.
+    """Serve the frozen controller in `controller_dir`, and those of `service.controllers`; returns the service's address once it answers.
 
-    Needs a connected Ray. Deploying a second time under the same name replaces the first, replica by replica.
+    Needs a connected Ray. A second time under the same name it replaces the controllers without restarting a replica or losing a request.
 
     Args:
-        controller_dir: must be readable at the same path on every node.
-        service: host, port, num_replicas, token_env.
+        controller_dir: the default controller; must be readable at the same path on every node, or an fsspec URL.
+        service: host, port, replicas, token, and further controllers.
         app_name: name of the Serve application.
         timeout_s: for everything until the first healthy answer, seconds.
 
     Raises:
         UserError: the folder is no sound controller, the token is missing, the port is taken, or the service does not come up.
     """
-    folder = Path(controller_dir).resolve()
-    sha256 = FrozenController.load(folder).sha256  # A broken folder is told here in one line, not by a replica's log.
+    config = _catalogue_config(controller_dir, service)
+    entries = load_entries(config)  # A broken folder is told here in one line, not by a replica's log.
     token = bearer_token(service)
     if not ray.is_initialized():
         raise UserError("service: Ray is not connected; start or join a cluster before deploying")
     deadline = time.monotonic() + timeout_s
     start_serve(service)
-    application = _deployment(folder, service.num_replicas, token).bind()
+    is_update = app_name in serve.status().applications
     try:
-        _start(application, app_name)
+        _start(_application(config, service, token), app_name)
         _wait_running(app_name, deadline)
         url = f"http://{_reachable_host(service.host)}:{service.port}"
-        _wait_answering(url, service, sha256, deadline)
-    except BaseException:  # Ctrl-C too: a deployment outlives the driver unless it is taken down.
-        undeploy(app_name)
+        _wait_answering(url, service, entries, deadline)
+    except BaseException:  # Ctrl-C too: a deployment outlives the driver unless it is taken down. What answered before goes on answering.
+        if not is_update:
+            undeploy(app_name)
         raise
     return url
 
@@ -75,9 +75,29 @@ def start_serve(service: ServiceConfig) -> None:
     claim_port(service)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=service.host, port=service.port),
+        http_options=HTTPOptions(host=service.host, port=service.port, request_timeout_s=PROXY_TIMEOUT_S),
         logging_config=LoggingConfig(log_level="WARNING"),
     )
+
+
+def _catalogue_config(controller_dir: str | Path, service: ServiceConfig) -> CatalogueConfig:
+    """The run's controller first. Replicas stand elsewhere, so local paths are made absolute."""
+    sources = [ServedControllerConfig(path=str(controller_dir)), *service.controllers]
+    return CatalogueConfig(
+        controllers=[source if "://" in source.path else source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in sources]
+    )
+
+
+def _application(config: CatalogueConfig, service: ServiceConfig, token: str | None) -> serve.Application:
+    replicas: dict[str, Any] = {"num_replicas": service.num_replicas}
+    if service.max_replicas is not None:
+        limits = {"min_replicas": service.num_replicas, "max_replicas": service.max_replicas}
+        replicas = {"autoscaling_config": {**limits, "target_ongoing_requests": TARGET_ONGOING_REQUESTS}}
+    deployment = controller_deployment(user_config=config.model_dump(exclude_none=True), **replicas)
+    # Serve gives every call from Python a new version, and so replaces all replicas; ours stays the same where they can stay.
+    deployment = deployment.options(_internal=True, version=code_version(token))
+    # The token travels in this closure, not in a config or runtime_env, where the dashboard would show it.
+    return deployment.bind(lambda: token)
 
 
 def _start(application: serve.Application, app_name: str) -> None:
@@ -107,29 +127,6 @@ def undeploy(app_name: str = "proxymix", timeout_s: float = 60.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"port {http.port} is still held {timeout_s:.0f} s after Serve was shut down")
         time.sleep(0.1)
-
-
-def _deployment(folder: Path, num_replicas: int, token: str | None) -> serve.Deployment:
-    # A nested function, not functools.partial: Serve takes a partial for the ASGI application itself and answers 500.
-    # The token travels in this closure, not in runtime_env, where the dashboard would show it.
-    def build() -> FastAPI:
-        # Ray's own logger, so that the lines land in Serve's log files; not on the driver's console.
-        log = logging.LoggerAdapter(logging.getLogger("ray.serve"), {"log_to_stderr": False})
-        return build_app(FrozenController.load(folder), token=token, max_in_flight=MAX_ONGOING_REQUESTS, log=log)
-
-    return serve.deployment(
-        serve.ingress(build)(),
-        name="controller",
-        num_replicas=num_replicas,
-        ray_actor_options={"num_cpus": 0.1, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        max_queued_requests=MAX_QUEUED_REQUESTS,
-        backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
-        graceful_shutdown_timeout_s=5,
-        health_check_period_s=2,  # A lost replica is replaced within seconds, inside the client's patience.
-        max_constructor_retry_count=3,
-        logging_config=LoggingConfig(enable_access_log=False),  # The application writes its own line, with the request id.
-    )
 
 
 def claim_port(service: ServiceConfig) -> None:
@@ -185,10 +182,27 @@ def _wait_running(app_name: str, deadline: float) -> None:
         time.sleep(0.1)
 
 
-def _wait_answering(url: str, service: ServiceConfig, sha256: str | None, deadline: float) -> None:
-    """Until the proxy routes to the new controller; when replacing one, the old may answer for a moment longer."""
-    patient = service.model_copy(update={"retries": max(service.retries, 8)})
-    while (found := check_reachable(url, patient).sha256) != sha256:
-        if time.monotonic() > deadline:
-            raise UserError(f"service: {url} still answers with controller {found}, expected {sha256}; undeploy it first")
-        time.sleep(0.1)
+def _wait_answering(url: str, service: ServiceConfig, entries: list[Entry], deadline: float) -> None:
+    """Until the proxy routes to the new controllers; when replacing others, those may answer for a moment longer."""
+    expected = [(entry.name, entry.version, entry.sha256) for entry in entries]
+    connection = ServiceConnection(url, service.model_copy(update={"retries": max(service.retries, 8)}))
+    with connection.http:
+        while True:
+            listed = _listed(connection)
+            if listed.reload_error is not None:
+                raise UserError(f"service: the replicas did not take over the controllers: {listed.reload_error}")
+            found = [(entry.name, entry.version, entry.sha256) for entry in listed.controllers]
+            if found == expected:
+                return
+            if time.monotonic() > deadline:
+                raise UserError(f"service: {url} still answers with controllers {found}, expected {expected}; undeploy it first")
+            time.sleep(0.1)
+
+
+def _listed(connection: ServiceConnection) -> ControllerList:
+    try:
+        return ControllerList.model_validate_json(connection.send("GET", "/v1/controllers"))
+    except (AwayError, ValidationError) as error:
+        raise UserError(
+            f"service: {connection.url} does not answer as the controller service just deployed ({error}); is the port shared?"
+        ) from error

@@ -188,6 +188,48 @@ class DecisionResponse(WireModel):
         return Decision(weights=weights, controller=self.controller.name, sha256=self.controller.sha256)
 
 
+class SimulatedDecision(WireModel):
+    """The mixture at one boundary of a trajectory."""
+
+    task_index: int
+    stage_index: int
+    weights: dict[str, float]
+    """Share of each source that was visible then; sums to 1."""
+    replay_share: float
+    """Mass not on the task that was current then."""
+
+
+class SimulationResponse(WireModel):
+    """What the controller would have decided all along."""
+
+    decisions: list[SimulatedDecision]
+    """One per boundary, in order; the last is what POST /v1/decisions answers to the same body."""
+    controller: ControllerRef
+    request_id: RequestId
+
+
+class ControllerSummary(WireModel):
+    """One line of the catalogue."""
+
+    name: str
+    version: str
+    sha256: str
+    is_default: bool
+    """Whether it answers where only its name is given."""
+    max_sources: int | None
+    """Most sources it can weigh; null: any number."""
+
+
+class ControllerList(WireModel):
+    """What the service answers for."""
+
+    default: str
+    """`name@version` of the one that answers where no name is given."""
+    controllers: list[ControllerSummary]
+    reload_error: str | None = None
+    """Why the last config update was not taken, and the controllers of before still answer; null when it was."""
+
+
 def _must_cover(weights: dict[str, float], boundary: StageBoundary) -> None:
     if set(weights) != set(boundary.names):
         raise ValueError(f"weights must name exactly the visible sources {sorted(boundary.names)}, got {sorted(weights)}")

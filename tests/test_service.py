@@ -5,71 +5,19 @@ import json
 import logging
 import math
 import threading
-from types import MappingProxyType
 
 import httpx
-import numpy as np
 import pytest
-from fastapi.testclient import TestClient
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pydantic import ValidationError
+from fake_service import SHA256, Changed, LossProportional, changed, client, example, post, shaken
 
-from proxymix.controllers.frozen import FrozenController
-from proxymix.controllers.policy import build_policy, initial_parameters
-from proxymix.types import Decision, SourceReading, StageBoundary
+from proxymix.types import Decision, SourceReading
 from services.app import build_app
-from services.schemas import DecisionRequest, DecisionResponse
-
-SHA256 = "ab" * 32
-
-
-class LossProportional:
-    """A fake frozen controller: weights in proportion to the last loss, plus one."""
-
-    name, sha256, max_sources = "fake", SHA256, None
-    card = MappingProxyType({"architecture": "equivariant", "seed": 3})
-
-    def decide(self, boundary):
-        losses = {source.name: 1.0 + source.losses[-1] for source in boundary.sources}
-        total = math.fsum(losses.values())
-        return Decision({name: loss / total for name, loss in losses.items()}, self.name, self.sha256)
-
-
-class Changed(LossProportional):
-    """The fake with some attributes replaced."""
-
-    def __init__(self, **attributes):
-        vars(self).update(attributes)
-
-
-def example():
-    return {
-        "request_id": "run7/seed0/task2/stage1",
-        "task_index": 2,
-        "stage_index": 1,
-        "num_stages": 4,
-        "sources": [
-            {"name": "safety", "role": "anchor", "reference_loss": 0.40, "losses": [0.41, 0.45, 0.52]},
-            {"name": "code", "role": "past", "reference_loss": 1.31, "losses": [1.90, 1.31, 1.58]},
-            {"name": "math", "role": "current", "losses": [2.20, 1.75]},
-        ],
-    }
-
-
-def client(controller=None, token=None, **limits):
-    return TestClient(build_app(controller or LossProportional(), token=token, **limits), raise_server_exceptions=False)
+from services.schemas import DecisionRequest
 
 
 @pytest.fixture(scope="module")
 def service():
     return client()
-
-
-def post(service, body, **headers):
-    """`body` as Python's json writes it, NaN and Infinity included."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return service.post("/v1/decisions", content=content, headers={"Content-Type": "application/json", **headers})
 
 
 def test_answers_the_contract(service):
@@ -101,20 +49,6 @@ def test_age_may_be_left_out_and_then_is_0(architecture):
     boundary = DecisionRequest.model_validate(old).to_boundary()
     assert (boundary.sources[1].age, boundary.sources[1].interval) == (1, 2)
     assert DecisionRequest.from_boundary(boundary, old["request_id"]).model_dump(exclude_defaults=True) == old
-
-
-def changed(path, value):
-    """The example with the value at `path` replaced; `...` removes it."""
-    body = example()
-    *parents, leaf = path
-    node = body
-    for key in parents:
-        node = node[key]
-    if value is ...:
-        del node[leaf]
-    else:
-        node[leaf] = value
-    return body
 
 
 @pytest.mark.parametrize(
@@ -282,89 +216,3 @@ def test_overload_is_503_with_retry_after_and_passes():
     refused, healthy, served, after = asyncio.run(scenario())
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert [answer.status_code for answer in (healthy, *served, after)] == [200, 200, 200, 200]
-
-
-losses = st.floats(0, 1e6)
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-
-
-@st.composite
-def boundaries(draw):
-    labels = draw(st.lists(names, min_size=1, max_size=8, unique=True))
-    current = draw(st.integers(0, len(labels) - 1))
-    histories = [tuple(draw(st.lists(losses, min_size=1, max_size=5))) for _ in labels]
-    readings = [
-        SourceReading(
-            name,
-            "current" if i == current else draw(st.sampled_from(["anchor", "past"])),
-            history,
-            None if i == current else draw(losses),
-            draw(st.integers(0, len(history) - 1)),
-            draw(st.integers(1, 5)),
-        )
-        for i, (name, history) in enumerate(zip(labels, histories, strict=True))
-    ]
-    num_stages = draw(st.integers(1, 50))
-    return StageBoundary(draw(st.integers(0, 1000)), draw(st.integers(0, num_stages - 1)), num_stages, tuple(readings))
-
-
-def shaken(architecture):
-    rng = np.random.default_rng(0)
-    parameters = {name: value + 0.3 * rng.normal(size=value.shape) for name, value in initial_parameters(architecture, 4, 8, rng).items()}
-    return FrozenController(build_policy(architecture, parameters), {"name": architecture, "sha256": SHA256})
-
-
-def frozen(architecture):
-    policy = build_policy(architecture, initial_parameters(architecture, 4, 8, np.random.default_rng(0)))
-    return FrozenController(policy, {"name": architecture, "sha256": SHA256})
-
-
-CONTROLLERS = [LossProportional(), frozen("equivariant"), frozen("flat")]
-SERVICES = {controller.name: client(controller) for controller in CONTROLLERS}
-
-
-@pytest.mark.parametrize("controller", CONTROLLERS, ids=list(SERVICES))
-@settings(max_examples=50, deadline=None)
-@given(boundary=boundaries())
-def test_any_boundary_gets_weights_on_the_simplex_over_exactly_its_sources(controller, boundary):
-    service = SERVICES[controller.name]
-    answer = post(service, DecisionRequest.from_boundary(boundary, "r").model_dump_json(exclude_none=True).encode())
-    assert answer.status_code == 200
-    response = DecisionResponse.model_validate_json(answer.content)
-    decision = response.to_decision(boundary)
-    assert tuple(decision.weights) == boundary.names
-    assert math.fsum(decision.weights.values()) == pytest.approx(1.0)
-    assert min(decision.weights.values()) >= 0
-    assert response.replay_share == pytest.approx(1.0 - decision.weights[boundary.current.name])
-    assert decision == controller.decide(boundary)
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-paths = st.sampled_from(
-    [[key] for key in example()] + [["sources", i] for i in range(3)] + [["sources", 0, k] for k in example()["sources"][0]] + [["sources", 1, "x"]]
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(paths, anything)
-def test_no_body_gets_a_5xx(service, path, value):
-    answer = post(service, changed(path, value))
-    assert answer.status_code in (200, 422)
-    answer.json()
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.binary(max_size=50))
-def test_no_bytes_get_a_5xx(service, body):
-    assert post(service, body).status_code in (400, 422)
-
-
-def test_a_boundary_outside_the_format_is_refused_before_it_is_sent():
-    boundary = DecisionRequest.model_validate(example()).to_boundary()
-    bad = StageBoundary(0, 0, 1, (SourceReading("math", "current", (math.nan,)), *boundary.sources[:2]))
-    with pytest.raises(ValidationError):
-        DecisionRequest.from_boundary(bad, "r")

@@ -24,6 +24,8 @@ from proxymix.types import Decision, StageBoundary
 
 SCHEMA_VERSION = 2
 WEIGHTS, CARD = "controller.safetensors", "controller.json"
+MAX_FILE_BYTES = 64 * 2**20
+"""Of a file read from elsewhere; a controller has some kilobytes."""
 
 
 def observation_names(architecture: str) -> list[str]:
@@ -93,17 +95,17 @@ class FrozenController:
 
     @classmethod
     def load(cls, folder: str | Path) -> FrozenController:
-        """The controller in `folder`.
+        """The controller in `folder`, a path or any fsspec URL.
 
         Raises:
             UserError: a file is missing or unreadable, the weights do not have the card's hash, or the card was made for other observations.
         """
-        folder = Path(folder)
         try:
-            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            weights = (folder / WEIGHTS).read_bytes()
-        except (OSError, ValueError) as error:
+            card, weights = json.loads(_read(folder, CARD)), _read(folder, WEIGHTS)
+        except (OSError, ValueError, ImportError) as error:  # ImportError: fsspec lacks the file system's own library.
             raise UserError(f"controller: cannot read {str(folder)!r} ({error}); run jobs.train_controller first") from error
+        if not isinstance(card, dict):
+            raise UserError(f"controller {str(folder)!r}: {CARD} must hold a mapping, got {type(card).__name__}; the folder is damaged, train anew")
         digest = hashlib.sha256(weights).hexdigest()
         for field, found, expected in (
             ("schema_version", card.get("schema_version"), SCHEMA_VERSION),
@@ -122,3 +124,16 @@ class FrozenController:
         action = self.policy.act(self.policy.observe(boundary))
         weights = self.policy.mixture(action, boundary)
         return Decision(dict(zip(boundary.names, weights.tolist(), strict=True)), self.name, self.sha256)
+
+
+def _read(folder: str | Path, name: str) -> bytes:
+    """A file of the folder. A local one needs nothing but Python; fsspec is imported where there is a URL."""
+    if "://" not in str(folder):
+        return (Path(folder) / name).read_bytes()
+    import fsspec
+
+    with fsspec.open(f"{str(folder).rstrip('/')}/{name}", "rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"{name} must be at most {MAX_FILE_BYTES} bytes")
+    return bytes(content)

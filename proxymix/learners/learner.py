@@ -107,7 +107,7 @@ class Learner:
         batch, _ = stack(list(probes.values()))
         with torch.no_grad():
             parts = [((scores.argmax(-1) == labels) | (labels == IGNORED)).all(-1).cpu() for scores, labels in self._read(batch)]
-        rights = torch.cat(parts, dim=1).split([len(probe) for probe in probes.values()], dim=1)
+        rights = torch.split(torch.cat(parts, dim=1), [len(probe) for probe in probes.values()], dim=1)
         return [{name: right[replica] for name, right in zip(probes, rights, strict=True)} for replica in range(self.model.num_replicas)]
 
     def objective(self, losses: Tensor) -> Tensor:

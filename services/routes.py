@@ -1,0 +1,134 @@
+"""What can be asked of the controllers: each question at three addresses, which differ in how the controller is named.
+
+    /v1/decisions                                        the default
+    /v1/controllers/{name}/decisions                     that name's default version
+    /v1/controllers/{name}/versions/{version}/decisions  that version
+
+`If-Match: "<sha256>"` narrows any of them to weights of that hash: a run that began with a controller goes on with it after another has taken
+its place, as long as the service keeps it, and is refused (412) rather than answered by another.
+
+(Annotations are evaluated here, unlike elsewhere: FastAPI would not find the names of an enclosing function in them.)
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, HTTPException, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+
+from proxymix.service_config import Label
+from proxymix.telemetry import DECISIONS
+from services.catalogue import Catalogue, Entry
+from services.gate import DecisionPool
+from services.problems import documented
+from services.schemas import ControllerList, ControllerRef, ControllerSummary, DecisionRequest, DecisionResponse, SimulationResponse
+from services.simulation import simulate, trajectory
+
+BEARER = HTTPBearer(auto_error=False)
+"""Only for the documentation; the Gate has checked before a body was read."""
+IfMatch = Annotated[str | None, Header(description="SHA-256 of the only weights to accept, in double quotes", max_length=70)]
+NameInPath = Annotated[Label, Path(description="name of a controller, see GET /v1/controllers")]
+VersionInPath = Annotated[Label, Path(description="version of it")]
+Chooser = Callable[..., Awaitable[Entry]]
+
+
+def controller_routes(catalogue: Catalogue, pool: DecisionPool, max_sources: int) -> APIRouter:
+    """Everything under /v1.
+
+    Args:
+        catalogue: looked up once per request.
+        pool: where decisions are computed.
+        max_sources: per request, whatever the controller could do.
+    """
+    router = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)])
+    for prefix, choose in _choosers(catalogue).items():
+        _add_decisions(router, prefix, choose, pool, max_sources)
+        _add_simulations(router, prefix, choose, pool, max_sources)
+        _add_card(router, prefix, choose)
+
+    @router.get("/controllers", responses=documented(401, 503))
+    async def controllers() -> ControllerList:
+        """All of them; the default first."""
+        if not (entries := catalogue.entries):
+            raise HTTPException(503, "no controller is loaded yet")
+        return ControllerList(
+            default=entries[0].label, controllers=[_summary(catalogue, entry) for entry in entries], reload_error=catalogue.reload_error
+        )
+
+    return router
+
+
+def _choosers(catalogue: Catalogue) -> dict[str, Chooser]:
+    """How the controller is found, by address."""
+
+    def find(name: str | None, version: str | None, if_match: str | None) -> Entry:
+        if not catalogue.entries:
+            raise HTTPException(503, "no controller is loaded yet")
+        sha256 = None if if_match in (None, "*") else if_match.strip().strip('"')
+        try:
+            return catalogue.find(name, version, sha256)
+        except KeyError:
+            raise HTTPException(404, "no controller of that name and version; GET /v1/controllers lists them") from None
+        except LookupError as error:
+            raise HTTPException(412, f"the controller changed: {error}") from None
+
+    # `async`, although nothing is awaited: FastAPI would run a plain function in a thread.
+    async def default(if_match: IfMatch = None) -> Entry:
+        return find(None, None, if_match)
+
+    async def by_name(name: NameInPath, if_match: IfMatch = None) -> Entry:
+        return find(name, None, if_match)
+
+    async def by_version(name: NameInPath, version: VersionInPath, if_match: IfMatch = None) -> Entry:
+        return find(name, version, if_match)
+
+    return {"": default, "/controllers/{name}": by_name, "/controllers/{name}/versions/{version}": by_version}
+
+
+def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int) -> None:
+    @router.post(f"{prefix}/decisions", responses=documented(401, 404, 408, 412, 413, 422, 503))
+    async def decide(body: DecisionRequest, request: Request, response: Response, entry: Annotated[Entry, Depends(choose)]) -> DecisionResponse:
+        """The mixture of the next stage."""
+        _admit(body, request, entry, max_sources)
+        boundary = body.to_boundary()
+        decision = await pool.run(entry.controller.decide, boundary)
+        answer = DecisionResponse.from_decision(decision, boundary, body.request_id)
+        response.headers["ETag"] = f'"{entry.sha256}"'
+        pool.telemetry.record(DECISIONS, controller=entry.name, version=entry.version)
+        return answer
+
+
+def _add_simulations(router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int) -> None:
+    @router.post(f"{prefix}/simulate", responses=documented(401, 404, 408, 412, 413, 422, 503))
+    async def simulated(body: DecisionRequest, request: Request, entry: Annotated[Entry, Depends(choose)]) -> SimulationResponse:
+        """What the controller would have decided at every boundary of the run whose losses are given, up to and with the one described."""
+        _admit(body, request, entry, max_sources)
+        boundary = body.to_boundary()
+        decisions = await pool.run(lambda: simulate(entry.controller, trajectory(boundary)))
+        return SimulationResponse(decisions=decisions, controller=ControllerRef(name=entry.name, sha256=entry.sha256), request_id=body.request_id)
+
+
+def _add_card(router: APIRouter, prefix: str, choose: Chooser) -> None:
+    @router.get(prefix or "/controller", responses=documented(401, 404, 412, 422, 503))
+    async def card(entry: Annotated[Entry, Depends(choose)]) -> dict[str, Any]:
+        """Which controller this is and how it was trained."""
+        version = {"version": entry.version} if prefix else {}
+        return {**entry.controller.card, "name": entry.name, **version, "sha256": entry.sha256}
+
+
+def _admit(body: DecisionRequest, request: Request, entry: Entry, max_sources: int) -> None:
+    """Notes the request for the log, and refuses what the controller cannot weigh."""
+    request.state.request_id, request.state.controller = body.request_id, entry.label
+    most = min(max_sources, entry.controller.max_sources or max_sources)
+    if len(body.sources) > most:
+        raise RequestValidationError(
+            [{"loc": ("body", "sources"), "msg": f"this controller takes at most {most} sources", "input": len(body.sources)}]
+        )
+
+
+def _summary(catalogue: Catalogue, entry: Entry) -> ControllerSummary:
+    is_default = catalogue.find(entry.name) is entry
+    return ControllerSummary(
+        name=entry.name, version=entry.version, sha256=entry.sha256, is_default=is_default, max_sources=entry.controller.max_sources
+    )

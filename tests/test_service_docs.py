@@ -1,0 +1,92 @@
+"""Every curl of docs/service.md, run by curl itself against the service; the answers have the documented shape."""
+
+import json
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fake_service import Changed
+
+from services.app import build_app
+from services.catalogue import Catalogue, entry_of
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "service.md").read_text(encoding="utf-8")
+ADDRESS = "http://127.0.0.1:8123"
+PINNED = re.search(r"If-Match: \"([0-9a-f]{64})\"", PAGE).group(1)
+
+
+def documented():
+    """(command, documented answer or None) of every curl in the page; a command goes on until its quotes are closed."""
+    found, command = [], ""
+    lines = [line.strip() for line in PAGE.splitlines()]
+    for number, line in enumerate(lines):
+        if command or line.startswith("curl "):
+            command = f"{command.removesuffix(chr(92))}\n{line}"
+            if balanced(command) and not line.endswith("\\"):
+                found.append((command.strip(), answer_below(lines[number + 1 :])))
+                command = ""
+    return found
+
+
+def balanced(command):
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:
+        return False
+    return True
+
+
+def answer_below(lines):
+    """The JSON block after one empty line, if there is one."""
+    if len(lines) < 2 or lines[0] or not lines[1].startswith("{"):
+        return None
+    return json.JSONDecoder().raw_decode("\n".join(lines[1:]))[0]
+
+
+@pytest.fixture(scope="module")
+def address():
+    catalogue = Catalogue([entry_of(Changed(name="proxymix", sha256=PINNED), "2"), entry_of(Changed(name="proxymix"), "1")])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(build_app(catalogue, token=None), log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+def shape(value):
+    """Keys all the way down, without the names of sources."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    return [shape(inner) for inner in value] if isinstance(value, list) else type(value).__name__.replace("int", "float")
+
+
+@pytest.mark.parametrize(("command", "expected"), documented())
+def test_the_documented_command_works(address, command, expected):
+    assert shutil.which("curl"), "curl is not installed; it is what the page tells people to use"
+    command = shlex.split(command.replace(ADDRESS, address).replace("$PROXYMIX_TOKEN", "sesame"), comments=True)
+    done = subprocess.run([*command, "--fail-with-body", "--max-time", "30"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+    answer = json.loads(done.stdout)
+    if expected is not None:
+        assert shape(answer) == shape(expected)
+
+
+def test_the_page_has_examples_of_everything():
+    commands = " ".join(command for command, _ in documented())
+    assert len(documented()) >= 12
+    for path in ("/v1/decisions", "/v1/simulate", "/v1/controller", "/v1/controllers", "/health/live", "/health/ready", "If-Match", "Bearer"):
+        assert path in commands
+    assert sum(answer is not None for _, answer in documented()) >= 2

@@ -1,0 +1,92 @@
+"""The service under whatever a client may send: any boundary gets a mixture, nothing gets a 5xx."""
+
+import math
+
+import pytest
+from fake_service import LossProportional, changed, client, example, frozen, post
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from proxymix.types import SourceReading, StageBoundary
+from services.schemas import DecisionRequest, DecisionResponse
+
+
+@pytest.fixture(scope="module")
+def service():
+    return client()
+
+
+losses = st.floats(0, 1e6)
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@st.composite
+def boundaries(draw):
+    labels = draw(st.lists(names, min_size=1, max_size=8, unique=True))
+    current = draw(st.integers(0, len(labels) - 1))
+    histories = [tuple(draw(st.lists(losses, min_size=1, max_size=5))) for _ in labels]
+    readings = [
+        SourceReading(
+            name,
+            "current" if i == current else draw(st.sampled_from(["anchor", "past"])),
+            history,
+            None if i == current else draw(losses),
+            draw(st.integers(0, len(history) - 1)),
+            draw(st.integers(1, 5)),
+        )
+        for i, (name, history) in enumerate(zip(labels, histories, strict=True))
+    ]
+    num_stages = draw(st.integers(1, 50))
+    return StageBoundary(draw(st.integers(0, 1000)), draw(st.integers(0, num_stages - 1)), num_stages, tuple(readings))
+
+
+CONTROLLERS = [LossProportional(), frozen("equivariant"), frozen("flat")]
+SERVICES = {controller.name: client(controller) for controller in CONTROLLERS}
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS, ids=list(SERVICES))
+@settings(max_examples=50, deadline=None)
+@given(boundary=boundaries())
+def test_any_boundary_gets_weights_on_the_simplex_over_exactly_its_sources(controller, boundary):
+    service = SERVICES[controller.name]
+    answer = post(service, DecisionRequest.from_boundary(boundary, "r").model_dump_json(exclude_none=True).encode())
+    assert answer.status_code == 200
+    response = DecisionResponse.model_validate_json(answer.content)
+    decision = response.to_decision(boundary)
+    assert tuple(decision.weights) == boundary.names
+    assert math.fsum(decision.weights.values()) == pytest.approx(1.0)
+    assert min(decision.weights.values()) >= 0
+    assert response.replay_share == pytest.approx(1.0 - decision.weights[boundary.current.name])
+    assert decision == controller.decide(boundary)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+paths = st.sampled_from(
+    [[key] for key in example()] + [["sources", i] for i in range(3)] + [["sources", 0, k] for k in example()["sources"][0]] + [["sources", 1, "x"]]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(paths, anything)
+def test_no_body_gets_a_5xx(service, path, value):
+    answer = post(service, changed(path, value))
+    assert answer.status_code in (200, 422)
+    answer.json()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=50))
+def test_no_bytes_get_a_5xx(service, body):
+    assert post(service, body).status_code in (400, 422)
+
+
+def test_a_boundary_outside_the_format_is_refused_before_it_is_sent():
+    boundary = DecisionRequest.model_validate(example()).to_boundary()
+    bad = StageBoundary(0, 0, 1, (SourceReading("math", "current", (math.nan,)), *boundary.sources[:2]))
+    with pytest.raises(ValidationError):
+        DecisionRequest.from_boundary(bad, "r")
