@@ -1,20 +1,23 @@
 """A connection to Ray for the length of one job: an existing cluster, or one started here and gone afterwards.
 
-ray_session(config) → ray.init → the job → ray.shutdown          (also after Ctrl-C, a failure or `ray job stop`)
+ray_session(config) → ray.init → a place in the cluster → the job → ray.shutdown          (also after Ctrl-C, a failure or `ray job stop`)
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 import psutil
 import ray
 
+from cluster.admission import Needs, admitted
 from proxymix.config import Config
 from proxymix.errors import UserError
 
@@ -45,14 +48,16 @@ DRIVER_ENVIRONMENT = {
 def ray_session(config: Config) -> Iterator[None]:
     """Ray, connected. Under `ray job submit`, or with RAY_ADDRESS set, the running cluster; else one of our own.
 
+    In a running cluster the job waits until all it needs is free there, at most `resources.queue_timeout_s`.
+
     Raises:
-        UserError: too little memory, or a cluster with too few CPUs for the job.
+        UserError: too little memory, no cluster that answers, or one without a place for the job.
     """
     _check_memory(config)
     os.environ.update(DRIVER_ENVIRONMENT)
     joined = "RAY_ADDRESS" in os.environ
     own = {} if joined else {"address": "local", "num_cpus": _logical_cpus(config), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-    environment = {"env_vars": WORKER_ENVIRONMENT}
+    environment = {"env_vars": {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in _submitted_variables()}}
     try:
         ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
     except ConnectionError as error:
@@ -60,8 +65,11 @@ def ray_session(config: Config) -> Iterator[None]:
     # ray.init replaces the handler; `ray job stop` and a scheduler's SIGTERM must unwind like Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _check_cpus(config)
-        yield
+        needs = _needs(config)
+        if not joined:
+            _check_own(needs)
+        with admitted(config.name, needs, config.resources.queue_timeout_s, _say) if joined else nullcontext():
+            yield
     finally:
         ray.shutdown()
 
@@ -90,19 +98,35 @@ def _check_memory(config: Config) -> None:
         )
 
 
-def _check_cpus(config: Config) -> None:
+def _needs(config: Config) -> Needs:
+    """Evaluation actors are there from the start; beside them the env runners (or as many pilots), later Train's workers and the service."""
     actors, workers = config.evaluation.actors, config.target.parallelism.num_workers
-    # Evaluation actors are there from the start; beside them the env runners (or as many pilots), later Train's workers and the service.
-    needed = actors + max(config.controller.num_env_runners, workers + 1, 2) + 1
-    have = int(ray.cluster_resources().get("CPU", 0))
-    if have < needed:
-        raise UserError(
-            f"resources.logical_cpus: the job needs {needed} Ray CPUs (env runners, workers, evaluation actors, service), got {have}; "
-            "raise it (it may exceed the cores) or start the cluster with more --num-cpus"
-        )
     gpus = workers + actors if config.target.parallelism.use_gpu else 0
-    if (found := ray.cluster_resources().get("GPU", 0)) < gpus:
-        raise UserError(f"target.parallelism.use_gpu: needs {gpus} GPUs (workers and evaluation actors), got {found:g}; set it to false or add some")
+    return Needs(actors + max(config.controller.num_env_runners, workers + 1, 2) + 1, gpus)
+
+
+def _check_own(needs: Needs) -> None:
+    """Nothing joins a cluster of our own, so waiting would not help."""
+    have = int(ray.cluster_resources().get("CPU", 0))
+    if have < needs.cpus:
+        raise UserError(
+            f"resources.logical_cpus: the job needs {needs.cpus} Ray CPUs (env runners, workers, evaluation actors, service), got {have}; "
+            "raise it (it may exceed the cores)"
+        )
+    if (found := ray.cluster_resources().get("GPU", 0)) < needs.gpus:
+        raise UserError(
+            f"target.parallelism.use_gpu: needs {needs.gpus} GPUs (workers and evaluation actors), got {found:g}; set it to false or add some"
+        )
+
+
+def _submitted_variables() -> set[str]:
+    """Environment variables that the job was submitted with: they stand, and Ray refuses to be told a variable twice."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return set((submitted.get("runtime_env") or {}).get("env_vars") or {})
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -5,6 +5,9 @@ Run.open(config) → run.phase("train_controller") → run.progress(…) → eve
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import os
 import platform
 import subprocess
@@ -48,6 +51,13 @@ RESUMABLE = {
 guards its own (`jobs.sweep_controller`)."""
 
 
+REVISION_VARIABLE = "PROXYMIX_GIT_REVISION"
+JOB_FILES = "working_dir_files"
+"""The part of a path by which a folder is known that Ray unpacked for a job."""
+BESIDE = {"serve_controller", "report"}
+"""Jobs that change no result, so they may look at a run while another job works on it."""
+
+
 class Run:
     """A run folder and what is said about it. Nothing is written before the first phase begins."""
 
@@ -64,7 +74,7 @@ class Run:
         Raises:
             UserError: the folder holds a run with another config, or lies where plain files cannot be.
         """
-        config = _with_absolute_paths(config)
+        config = with_absolute_paths(config)
         run = cls(config, Console(stderr=True), job)
         written = run.folder / "config.yaml"
         if written.exists():
@@ -77,9 +87,20 @@ class Run:
                 )
         return run
 
+    @property
+    def app(self) -> str:
+        """Of a deployment of the run's own: a name that no other run has, wherever its folder is."""
+        return f"proxymix-{self.config.name}-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
+
     def begin(self) -> None:
-        """Writes the resolved config and the manifest, once."""
+        """Writes the resolved config and the manifest, once.
+
+        Raises:
+            UserError: another job works on the run.
+        """
         if not self.begun:
+            if self.job not in BESIDE:
+                self._lock()
             self.begun = True
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
             self.set_status("running")
@@ -95,7 +116,7 @@ class Run:
                 "seed": self.config.seed,
                 "seeds": self.config.seeds,
                 "versions": {package: _version(package) for package in RECORDED_PACKAGES},
-                "git_revision": _git_revision(),
+                "git_revision": git_revision(),
                 "hardware": {
                     "machine": platform.machine(),
                     "cores": os.cpu_count(),
@@ -153,6 +174,16 @@ class Run:
         """A JSON file of the run folder; None if it is not there."""
         return read_json(self.folder / name)
 
+    def _lock(self) -> None:
+        """Until this process ends, however it does: two jobs on one run would write over each other."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)  # Never closed: the lock would go.
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # Any other: a file system without locks.
+                raise UserError(f"name: another job works on run {str(self.folder)!r} now; wait for it, stop it, or take another name") from error
+
     def _event(self, phase: str, event: str, **facts: Any) -> None:
         append_jsonl(self.folder / "events.jsonl", {"time": round(time.time(), 3), "phase": phase, "event": event, **facts})
 
@@ -172,15 +203,19 @@ class _ProgressLines:
         return f"{self.title}: {done}/{total}, {gone:.0f} s gone, about {gone / done * (total - done):.0f} s left"
 
 
-def _with_absolute_paths(config: Config) -> Config:
+def with_absolute_paths(config: Config) -> Config:
     """Workers stand elsewhere, so every local path is made absolute here.
 
     Raises:
-        UserError: a root is a URL.
+        UserError: a root is a URL, or lies where Ray keeps the files of a job only for its length.
     """
     for key in ("runs_root", "cache_root"):
         if "://" in (root := getattr(config, key)):
             raise UserError(f"{key}: must be a path that every node sees as a folder, got {root!r}; mount the storage")
+        if JOB_FILES in Path(root).resolve().parts:
+            raise UserError(
+                f"{key}: must be absolute under `ray job submit`, whose working directory is removed, got {root!r}; or use `proxymix submit`"
+            )
     tree = config.model_dump(mode="json")
     for key in ("runs_root", "cache_root", "data_root"):
         tree[key] = str(Path(tree[key] or ".").resolve())
@@ -199,7 +234,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
+    """Of the code that runs; `proxymix submit` sends none of git's own files, so it sends the revision."""
+    if sent := os.environ.get(REVISION_VARIABLE):
+        return sent
     try:
         answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent)
     except (OSError, subprocess.TimeoutExpired):

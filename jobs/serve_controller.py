@@ -48,7 +48,7 @@ def serve_starting(run: Run) -> Iterator[None]:
 
     Why it could not start is told by `serving` too, which tries again. If the context fails, Serve goes with it.
     """
-    service, app_name, seconds = run.config.service, _app_name(run), 0.0
+    service, seconds = run.config.service, 0.0
     if service.url is not None or spare_cores(run.config) < 1:
         yield
         return
@@ -66,7 +66,7 @@ def serve_starting(run: Run) -> Iterator[None]:
         yield
     except BaseException:
         thread.join()
-        undeploy(app_name)
+        undeploy(run.app)
         raise
     thread.join()
     if seconds:
@@ -74,23 +74,24 @@ def serve_starting(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def serving(run: Run) -> Iterator[Served]:
-    """The controller that answers: the one at `service.url`, or a deployment of the run's own that lives as long as this context."""
-    service, app_name = run.config.service, _app_name(run)
+def serving(run: Run, route_prefix: str | None = None) -> Iterator[Served]:
+    """The controller that answers: the one at `service.url`, or a deployment of the run's own that lives as long as this context.
+
+    Args:
+        run: whose controller it is.
+        route_prefix: where a deployment answers; None: beneath a path that no other run of the cluster has.
+    """
+    service = run.config.service
     if service.url is not None:
         yield _served(service.url, service)
         return
     with run.phase("serve_controller"):
-        url = deploy(run.folder / "controller", service, app_name)
+        url = deploy(run.folder / "controller", service, run.app, route_prefix=route_prefix or f"/{run.app}")
     run.say(f"controller served at {url}")
     try:
         yield _served(url, service)
     finally:
-        undeploy(app_name)
-
-
-def _app_name(run: Run) -> str:
-    return f"proxymix-{run.config.name}"
+        undeploy(run.app)
 
 
 def _served(url: str, service: ServiceConfig) -> Served:
@@ -102,7 +103,7 @@ def job(run: Run) -> None:
     take_given(run)
     with ray_session(run.config):
         check_service(run)
-        with serving(run) as served:
+        with serving(run, "/") as served:
             serve_forever(run, served.url)
 
 

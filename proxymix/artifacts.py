@@ -5,6 +5,7 @@ A reader never sees half a file: the bytes go to a temporary name beside it, are
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -81,20 +82,33 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Makes folder `path` appear atomically: `fill` writes into a temporary folder that is renamed into place.
 
-    A folder that already exists is replaced.
+    A folder that already exists is replaced; of several writers the last one's stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     temporary.mkdir()
     try:
         fill(temporary)
-        discarded = temporary.with_name(temporary.name + ".old")
-        if path.exists():
-            os.replace(path, discarded)
-        os.replace(temporary, path)
-        shutil.rmtree(discarded, ignore_errors=True)
+        while not _put_in_place(temporary, path):
+            pass
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, path: Path) -> bool:
+    """Renames `folder` to `path`, whatever is there; false if another writer was quicker, so that it must be tried again."""
+    discarded = folder.with_name(folder.name + ".old")
+    with suppress(FileNotFoundError):
+        os.replace(path, discarded)
+    try:
+        os.replace(folder, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    finally:
+        shutil.rmtree(discarded, ignore_errors=True)
+    return True
 
 
 def _temporary(path: Path) -> Path:

@@ -108,6 +108,8 @@ class ResourcesConfig(Strict):
     """Ray CPUs of a cluster started here. May exceed the cores: threads per process are set, so actors may queue on the cores."""
     memory_gib: float = Field(default=2.0, gt=0)
     """Refuse to start with less free memory than this."""
+    queue_timeout_s: float = Field(default=600.0, ge=0)
+    """In a cluster that others use too: seconds to wait until all the run needs is free, before giving up; 0: not at all."""
 
 
 PROXYMIX = "proxymix"

@@ -15,8 +15,9 @@ from typing import Any
 import ray
 from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import ActorAlreadyExistsError, RayActorError
 from ray.serve.config import HTTPOptions, ProxyLocation
-from ray.serve.context import _get_global_client
+from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
@@ -30,9 +31,13 @@ from services.token import bearer_token
 
 PROXY_TIMEOUT_S = 20.0
 """The proxy's own limit on a request, behind the application's."""
+RELEASE_S = 5.0
+"""Patience with a port that is taken: the Serve of a run that has just ended may still be letting go of it."""
 
 
-def deploy(controller_dir: str | Path, service: ServiceConfig, app_name: str = "proxymix", timeout_s: float = 120.0) -> str:
+def deploy(
+    controller_dir: str | Path, service: ServiceConfig, app_name: str = "proxymix", timeout_s: float = 120.0, *, route_prefix: str = "/"
+) -> str:
     """Serve the frozen controller in `controller_dir`, and those of `service.controllers`; returns the service's address once it answers.
 
     Needs a connected Ray. A second time under the same name it replaces the controllers without restarting a replica or losing a request.
@@ -42,6 +47,7 @@ def deploy(controller_dir: str | Path, service: ServiceConfig, app_name: str = "
         service: host, port, replicas, token, and further controllers.
         app_name: name of the Serve application.
         timeout_s: for everything until the first healthy answer, seconds.
+        route_prefix: the application's path on the service's address; one cluster has one address for all its applications.
 
     Raises:
         UserError: the folder is no sound controller, the token is missing, the port is taken, or the service does not come up.
@@ -51,13 +57,13 @@ def deploy(controller_dir: str | Path, service: ServiceConfig, app_name: str = "
     token = bearer_token(service)
     if not ray.is_initialized():
         raise UserError("service: Ray is not connected; start or join a cluster before deploying")
+    claim_port(service)
     deadline = time.monotonic() + timeout_s
-    start_serve(service)
-    is_update = app_name in serve.status().applications
+    target = serve.RunTarget(_application(config, service, token), name=app_name, route_prefix=route_prefix)
+    is_update = _is_deployed(app_name)
     try:
-        _start(_application(config, service, token), app_name)
-        _wait_running(app_name, deadline)
-        url = f"http://{_reachable_host(service.host)}:{service.port}"
+        _start(target, service, deadline)
+        url = f"http://{_reachable_host(service.host)}:{service.port}{route_prefix.rstrip('/')}"
         _wait_answering(url, service, entries, deadline)
     except BaseException:  # Ctrl-C too: a deployment outlives the driver unless it is taken down. What answered before goes on answering.
         if not is_update:
@@ -100,11 +106,26 @@ def _application(config: CatalogueConfig, service: ServiceConfig, token: str | N
     return deployment.bind(lambda: token)
 
 
-def _start(application: serve.Application, app_name: str) -> None:
-    try:
-        serve.run_many([serve.RunTarget(application, name=app_name, route_prefix="/")], wait_for_applications_running=False)
-    except RayServeException as error:
-        raise UserError(f"service: this cluster already serves another application at / ({error}); set service.url to it, or stop it") from error
+def _is_deployed(app_name: str) -> bool:
+    return _get_global_client(raise_if_no_controller_running=False) is not None and app_name in serve.status().applications
+
+
+def _start(target: serve.RunTarget, service: ServiceConfig, deadline: float) -> None:
+    """Until the application runs. Another run of the cluster may start Serve at the same moment, or take it down with its own; then once more."""
+    while True:
+        try:
+            start_serve(service)
+            serve.run_many([target], wait_for_applications_running=False)
+            return _wait_running(target.name, deadline)
+        except (ActorAlreadyExistsError, RayActorError) as error:
+            if time.monotonic() > deadline:
+                raise UserError(f"service: Ray Serve came and went until the time limit ({error}); is another program at it?") from error
+            _disconnect()  # Else Serve goes on asking the controller that is gone.
+            time.sleep(1)
+        except RayServeException as error:
+            raise UserError(
+                f"service: this cluster already serves another application at {target.route_prefix} ({error}); set service.url to it, or stop it"
+            ) from error
 
 
 def undeploy(app_name: str = "proxymix", timeout_s: float = 60.0) -> None:
@@ -117,13 +138,16 @@ def undeploy(app_name: str = "proxymix", timeout_s: float = 60.0) -> None:
     if client is None:
         return
     http = client.http_config
-    if app_name in serve.status().applications:
-        serve.delete(app_name)
-    if serve.status().applications:
-        return
-    serve.shutdown()
+    try:
+        if app_name in serve.status().applications:
+            serve.delete(app_name)
+        if serve.status().applications:
+            return
+        serve.shutdown()
+    except RayActorError:  # Another run took Serve down at the same moment.
+        _disconnect()
     deadline = time.monotonic() + timeout_s
-    while not _is_free(http.host, http.port):
+    while not _is_free(http.host, http.port) and _get_global_client(raise_if_no_controller_running=False) is None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"port {http.port} is still held {timeout_s:.0f} s after Serve was shut down")
         time.sleep(0.1)
@@ -141,7 +165,11 @@ def claim_port(service: ServiceConfig) -> None:
             f"service.host: must be reachable from all {nodes} nodes of the cluster, got {service.host!r}; set it to 0.0.0.0 and service.token_env, "
             "or serve the controller elsewhere and set service.url"
         )
-    client = _get_global_client(raise_if_no_controller_running=False)
+    deadline = time.monotonic() + RELEASE_S
+    while (client := _get_global_client(raise_if_no_controller_running=False)) is None and not _is_free(service.host, service.port):
+        if time.monotonic() > deadline:
+            raise UserError(f"service.port: {service.host}:{service.port} is taken by another program; set service.port to a free one")
+        time.sleep(0.1)
     if client is not None:
         running = client.http_config
         if (running.host, running.port) != (service.host, service.port):
@@ -149,8 +177,6 @@ def claim_port(service: ServiceConfig) -> None:
                 f"service.port: Ray Serve of this cluster already listens on {running.host}:{running.port}, got {service.host}:{service.port}; "
                 "use its address, or stop it with `serve shutdown`"
             )
-    elif not _is_free(service.host, service.port):
-        raise UserError(f"service.port: {service.host}:{service.port} is taken by another program; set service.port to a free one")
 
 
 def _is_free(host: str, port: int) -> bool:

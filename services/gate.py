@@ -81,7 +81,8 @@ class _Passage:
         """To its answer and its line in the log."""
         start, level = time.perf_counter(), logging.INFO
         try:
-            refusal = self.gate.refusal(self.scope["path"], self.headers)
+            # One address may hold several applications, each beneath a path of its own.
+            refusal = self.gate.refusal(self.scope["path"].removeprefix(self.scope.get("root_path", "")), self.headers)
             if refusal is not None:
                 await refusal(self.scope, self.receive, self.send)
             else:

@@ -49,6 +49,21 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path):
     assert leftovers(home.parent) == []
 
 
+def test_two_writers_of_one_folder_at_once_both_succeed(tmp_path, monkeypatch):
+    rename, late = os.replace, []
+
+    def interleaved(source, target):
+        if not late and Path(target) == tmp_path / "base":
+            late.append(source)
+            write_folder(tmp_path / "base", lambda folder: (folder / "theirs").write_text("2"))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", interleaved)
+    write_folder(tmp_path / "base", lambda folder: (folder / "ours").write_text("1"))
+    assert [path.name for path in (tmp_path / "base").iterdir()] == ["ours"]
+    assert leftovers(tmp_path) == []
+
+
 def test_a_folder_that_fails_half_way_is_not_seen(tmp_path):
     def fill(folder):
         (folder / "half").write_text("1")

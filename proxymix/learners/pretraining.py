@@ -88,7 +88,8 @@ def pretrain_base(config: Config, model: ModelConfig, progress: Progress | None 
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "cost.json", asdict(meter.read(flops)))
 
-    write_folder(Path(folder), fill)
+    if not is_ready(model, folder):  # Else another run was as quick; it trained the same, and may be reading it.
+        write_folder(Path(folder), fill)
     return folder
 
 

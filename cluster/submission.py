@@ -1,0 +1,230 @@
+"""Jobs sent to a running cluster through Ray's job API: submitted with their code, watched, ended and cleaned up after.
+
+    config + overrides → checked here → code and config, packed → Ray's job server → `python -m jobs.<name>` on the head node → its exit code
+
+What a job needs from here travels with it: the packages it is made of, its config, the variables it names. Nothing else does, neither data nor
+secrets that happen to lie in the working directory; and every path is made absolute, for a folder that all nodes share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from cluster.local import GRACE_S
+from proxymix.errors import UserError
+
+PACKAGES = ("cluster", "jobs", "proxymix", "services")
+CONFIG = "config.yaml"
+POLL_S = 1.0
+SILENCE_S = 300.0
+"""A cluster that says nothing for so long is taken for gone."""
+DISCONNECTED = (requests.ConnectionError, ConnectionError, aiohttp.ClientError)
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job to be run elsewhere."""
+
+    job: str
+    """Module of `jobs`."""
+    name: str
+    """Of the run."""
+    folder: str
+    """Of the run, on the cluster."""
+    app: str
+    """Serve application that the job may start."""
+    config: Path
+    arguments: Sequence[str] = ()
+    """After `--config`."""
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def entrypoint(self) -> str:
+        """The command on the head node."""
+        return shlex.join(["python", "-m", f"jobs.{self.job}", "--config", CONFIG, *self.arguments])
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turns what the job server or the way to it refuses into one message.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except AuthenticationError as error:
+        raise UserError(
+            f"the cluster refused the token ({str(error).splitlines()[0]}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+        ) from error
+    except (ConnectionError, requests.RequestException) as error:
+        raise UserError(f"--address: no Ray cluster answers ({error}); start one (`proxymix cluster start`) or set RAY_API_SERVER_ADDRESS") from error
+    except RuntimeError as error:
+        raise UserError(f"the cluster refused: {error}") from error
+
+
+def submit(client: JobSubmissionClient, submission: Submission) -> str:
+    """Sends the job; returns its id once the cluster has it.
+
+    Raises:
+        UserError: the same run is being worked on there.
+    """
+    for other in ours(client):
+        if other.metadata["folder"] == submission.folder and not other.status.is_terminal():
+            raise UserError(
+                f"name: job {other.submission_id} works on run {submission.folder!r} now; `proxymix logs` or `proxymix stop` it, or take another name"
+            )
+    with TemporaryDirectory() as folder:
+        _pack(Path(folder), submission.config)
+        return client.submit_job(
+            entrypoint=submission.entrypoint,
+            submission_id=f"{submission.name}-{submission.job}-{uuid4().hex[:6]}",
+            runtime_env={"working_dir": folder, "env_vars": {**submission.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}},
+            metadata={"run": submission.name, "folder": submission.folder, "app": submission.app},
+        )
+
+
+def ours(client: JobSubmissionClient) -> list[JobDetails]:
+    """Jobs that `submit` sent, the oldest first."""
+    jobs = [job for job in client.list_jobs() if job.submission_id and {"run", "folder", "app"} <= set(job.metadata or {})]
+    return sorted(jobs, key=lambda job: job.start_time or 0)
+
+
+def find(client: JobSubmissionClient, name: str) -> JobDetails:
+    """The job with id `name`, or the last one of the run with that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    jobs = ours(client)
+    for found in ([job for job in jobs if job.submission_id == name], [job for job in jobs if job.metadata["run"] == name]):
+        if found:
+            return found[-1]
+    raise UserError(f"job: no job or run {name!r} on this cluster; `proxymix status` lists them")
+
+
+def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], Any], silence_s: float = SILENCE_S) -> int:
+    """Hands on what the job prints until it ends, however often the connection breaks; returns its exit code.
+
+    Raises:
+        UserError: nothing has answered for `silence_s` seconds. The job may go on.
+    """
+    log, answered = _Log(write), time.monotonic()
+    while True:
+        with suppress(*DISCONNECTED, RuntimeError):
+            asyncio.run(log.tail(client, job_id))
+        try:
+            job = client.get_job_info(job_id)
+            answered = time.monotonic()
+            if job.status.is_terminal():
+                log.add(0, client.get_job_logs(job_id))
+                return exit_code(job)
+        except DISCONNECTED as error:
+            if time.monotonic() - answered > silence_s:
+                raise UserError(
+                    f"job {job_id}: the cluster has not answered for {silence_s:.0f} s ({error}); the job may go on, ask again later"
+                ) from error
+        time.sleep(POLL_S)
+
+
+class _Log:
+    """What a job prints, handed on once, however often it is sent."""
+
+    def __init__(self, write: Callable[[str], Any]) -> None:
+        self.write, self.seen = write, 0
+
+    async def tail(self, client: JobSubmissionClient, job_id: str) -> None:
+        start = 0
+        async for piece in client.tail_job_logs(job_id):
+            start = self.add(start, piece)
+
+    def add(self, start: int, piece: str) -> int:
+        """`piece` begins at character `start`; returns where it ends."""
+        end = start + len(piece)
+        if end > self.seen:
+            self.write(piece[self.seen - start :])
+            self.seen = end
+        return end
+
+
+def exit_code(job: JobDetails) -> int:
+    """Of an ended job: its driver's own; 130 if it was stopped, 1 if it never began."""
+    if job.status == JobStatus.STOPPED:
+        return INTERRUPTED
+    if job.driver_exit_code is None:
+        return 0 if job.status == JobStatus.SUCCEEDED else 1
+    return job.driver_exit_code if job.driver_exit_code >= 0 else 128 - job.driver_exit_code
+
+
+def stop(client: JobSubmissionClient, job: JobDetails, timeout_s: float = GRACE_S + 15.0) -> None:
+    """Ends the job as Ctrl-C would and takes down what it may have left: actors and placement groups go with it, its service does not.
+
+    Raises:
+        UserError: it did not end in `timeout_s` seconds.
+    """
+    job_id = job.submission_id
+    if not job.status.is_terminal():
+        client.stop_job(job_id)
+        _wait(client, job_id, timeout_s)
+    if job.metadata["app"] in applications(client):
+        # Only a killed driver leaves its service behind. Serve takes orders from inside the cluster alone, so a small job gives them.
+        with TemporaryDirectory() as folder:
+            _pack(Path(folder))
+            command = shlex.join(["python", "-m", "jobs.take_down", job.metadata["app"]])
+            cleaner = client.submit_job(entrypoint=command, runtime_env={"working_dir": folder})
+            _wait(client, cleaner, timeout_s)
+        if client.get_job_status(cleaner) != JobStatus.SUCCEEDED:
+            raise UserError(
+                f"job {job_id}: its service {job.metadata['app']!r} could not be taken down: {client.get_job_logs(cleaner).strip()[-500:]}"
+            )
+
+
+def applications(client: JobSubmissionClient) -> set[str]:
+    """Names of the Serve applications on the cluster."""
+    return set(_ask(client, "/api/serve/applications/").get("applications", {}))
+
+
+def usage(client: JobSubmissionClient) -> dict[str, tuple[float, float]]:
+    """Logical resources of the cluster: (used, in all) of `CPU` and, where there are some, `GPU`."""
+    status = _ask(client, "/api/cluster_status")["data"]["clusterStatus"] or {}
+    found = status.get("loadMetricsReport", {}).get("usage", {})
+    return {name: (found[name][0], found[name][1]) for name in ("CPU", "GPU") if name in found}
+
+
+def _ask(client: JobSubmissionClient, path: str) -> dict[str, Any]:
+    answer = client._do_request("GET", path)
+    answer.raise_for_status()
+    return dict(answer.json())
+
+
+def _wait(client: JobSubmissionClient, job_id: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not client.get_job_status(job_id).is_terminal():
+        if time.monotonic() > deadline:
+            raise UserError(f"job {job_id}: still there after {timeout_s:.0f} s; see `proxymix logs {job_id}`")
+        time.sleep(POLL_S)
+
+
+def _pack(folder: Path, config: Path | None = None) -> None:
+    """What a job is made of, and nothing else."""
+    root = Path(__file__).resolve().parents[1]
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    if config is not None:
+        shutil.copyfile(config, folder / CONFIG)
