@@ -8,6 +8,7 @@ import threading
 import httpx
 import pytest
 from fake_service import Changed, LossProportional, client, example, post
+from fastapi.testclient import TestClient
 
 from proxymix.errors import UserError
 from proxymix.service_config import ServiceConfig
@@ -23,6 +24,12 @@ def test_everything_but_the_open_paths_needs_the_token():
     for path in ("/v1/controller", "/v1/controllers", "/v1/controllers/fake", "/nowhere", "//v1/controller", "/healthz/", "/V1/controller"):
         assert service.get(path).status_code == 401
     assert service.get("/v1/controllers", headers={"Authorization": "bearer sesame"}).status_code == 200
+
+
+def test_an_application_beneath_a_path_of_its_own_is_as_open_and_as_closed():
+    beneath = TestClient(build_app(LossProportional(), token="sesame"), root_path="/proxymix-demo")
+    statuses = {path: beneath.get(f"/proxymix-demo{path}").status_code for path in ("/health/live", "/docs", "/v1/controllers")}
+    assert statuses == {"/health/live": 200, "/docs": 200, "/v1/controllers": 401}
 
 
 def test_a_body_without_the_token_is_not_even_read():

@@ -24,7 +24,7 @@ class LearningFailedError(Exception):
 @pytest.fixture
 def run():
     service = ServiceConfig()
-    run = SimpleNamespace(config=SimpleNamespace(name="test", service=service), events=[])
+    run = SimpleNamespace(config=SimpleNamespace(service=service), app="test", events=[])
     run.meanwhile = lambda name, seconds: run.events.append(name)
     return run
 
@@ -97,7 +97,7 @@ def test_why_it_could_not_start_is_told_by_the_deployment(run, serve, monkeypatc
         run.events.append("learning ends")
     assert run.events == ["learning ends"]
     run.folder, run.phase = tmp_path, nullcontext
-    monkeypatch.setattr(serve_controller, "deploy", lambda folder, service, name: serve_controller.start_serve(service))
+    monkeypatch.setattr(serve_controller, "deploy", lambda folder, service, name, route_prefix: serve_controller.start_serve(service))
     with pytest.raises(UserError, match="taken"), serve_controller.serving(run):
         pass
 
