@@ -86,7 +86,7 @@ class ControllerConfig(Strict):
     """The policy, how it is learnt, and on what."""
 
     path: str | None = None
-    """Folder of a frozen controller to use instead of learning one."""
+    """Folder of a frozen controller to use instead of learning one; `shipped`: the one that comes with the project."""
     architecture: Literal["equivariant", "flat"] = "equivariant"
     """`equivariant`: one shared scorer for any number of sources. `flat`: the paper's MLP over a fixed maximum."""
     hidden_units: int = Field(default=0, ge=0)

@@ -21,6 +21,7 @@ from ray.serve.context import _disconnect, _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from proxymix.controllers.frozen import SHIPPED
 from proxymix.errors import UserError
 from proxymix.service_config import LOOPBACK, ServedControllerConfig, ServiceConfig
 from services.catalogue import CatalogueConfig, Entry, load_entries
@@ -90,7 +91,10 @@ def _catalogue_config(controller_dir: str | Path, service: ServiceConfig) -> Cat
     """The run's controller first. Replicas stand elsewhere, so local paths are made absolute."""
     sources = [ServedControllerConfig(path=str(controller_dir)), *service.controllers]
     return CatalogueConfig(
-        controllers=[source if "://" in source.path else source.model_copy(update={"path": str(Path(source.path).resolve())}) for source in sources]
+        controllers=[
+            source if "://" in source.path or source.path == SHIPPED else source.model_copy(update={"path": str(Path(source.path).resolve())})
+            for source in sources
+        ]
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxymix.controllers.baselines import DeclaredFallback, Ramp, UniformReplay, baseline
-from proxymix.controllers.frozen import CARD, WEIGHTS, FrozenController, save_controller
+from proxymix.controllers.frozen import CARD, WEIGHTS, FrozenController, copy_controller, save_controller
 from proxymix.controllers.policy import build_policy, initial_parameters
 from proxymix.errors import UserError
 from proxymix.types import SourceReading, StageBoundary
@@ -97,6 +97,15 @@ def test_a_card_of_another_version_is_refused(tmp_path, old, new, message):
 def test_an_absent_controller_says_what_to_run(tmp_path):
     with pytest.raises(UserError, match=r"run jobs\.train_controller first"):
         FrozenController.load(tmp_path / "absent")
+
+
+def test_one_controller_comes_with_the_project_learnt_where_no_table_is_made(tmp_path):
+    shipped = FrozenController.load("shipped")
+    assert shipped.name == "proxymix"
+    assert shipped.max_sources is None
+    assert {source.partition("@")[2] for source in shipped.card["training"]["sources"]} <= {f"train-{world}" for world in range(8)}
+    copy = copy_controller("shipped", tmp_path / "mine")
+    assert FrozenController.load(tmp_path / "mine").sha256 == copy.sha256 == shipped.sha256
 
 
 def test_a_flat_controller_refuses_more_sources_than_it_was_trained_on():

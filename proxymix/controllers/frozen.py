@@ -24,6 +24,8 @@ from proxymix.types import Decision, StageBoundary
 
 SCHEMA_VERSION = 2
 WEIGHTS, CARD = "controller.safetensors", "controller.json"
+SHIPPED = "shipped"
+"""In the place of a folder: the controller that comes with the project (a folder of that name is `./shipped`)."""
 MAX_FILE_BYTES = 64 * 2**20
 """Of a file read from elsewhere; a controller has some kilobytes."""
 
@@ -72,14 +74,14 @@ def save_controller(
 
 
 def copy_controller(path: str | Path, folder: Path) -> FrozenController:
-    """The frozen controller in the folder `path`, copied into `folder` file by file, the card last.
+    """The frozen controller in `path` (as `FrozenController.load`), copied into `folder` file by file, the card last.
 
     Raises:
         UserError: as `FrozenController.load`.
     """
     controller = FrozenController.load(path)
     for name in (WEIGHTS, CARD):
-        write_bytes(folder / name, (Path(path) / name).read_bytes())
+        write_bytes(folder / name, _read(path, name))
     return controller
 
 
@@ -95,7 +97,7 @@ class FrozenController:
 
     @classmethod
     def load(cls, folder: str | Path) -> FrozenController:
-        """The controller in `folder`, a path or any fsspec URL.
+        """The controller in `folder`: a path, any fsspec URL, or `shipped`.
 
         Raises:
             UserError: a file is missing or unreadable, the weights do not have the card's hash, or the card was made for other observations.
@@ -128,6 +130,8 @@ class FrozenController:
 
 def _read(folder: str | Path, name: str) -> bytes:
     """A file of the folder. A local one needs nothing but Python; fsspec is imported where there is a URL."""
+    if str(folder) == SHIPPED:
+        folder = Path(__file__).parents[1] / SHIPPED
     if "://" not in str(folder):
         return (Path(folder) / name).read_bytes()
     import fsspec
