@@ -7,7 +7,7 @@ TORCH_INDEX = https://download.pytorch.org/whl/cpu
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test browser check bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,10 @@ demo: setup ## the whole loop on the builtin benchmark: learn, freeze, serve, st
 
 test: setup ## every test, with coverage
 	$(PY) -m pytest --cov --cov-report=term:skip-covered -q $(ARGS)
+
+browser: setup ## the page's tests in a real headless Chromium, which must be installed
+	$(PY) -m pip install -q --no-deps -r requirements/browser.txt
+	$(PY) -m pytest -q -m browser tests/test_page_in_browser.py $(ARGS)
 
 check: setup ## format, lint, types
 	$(PY) -m ruff format --check .

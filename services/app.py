@@ -16,8 +16,10 @@ from fastapi import FastAPI, HTTPException
 from proxymix.telemetry import Telemetry
 from services.catalogue import Catalogue, ServableController, entry_of
 from services.gate import DecisionPool, Gate, Log
+from services.page import page_routes
 from services.problems import add_error_handlers
 from services.routes import controller_routes
+from services.runs import RecentRuns
 from services.schemas import ErrorResponse
 
 __all__ = ["ServableController", "build_app"]
@@ -64,7 +66,8 @@ def build_app(
         telemetry=telemetry,
     )
     add_error_handlers(app)
-    app.include_router(controller_routes(catalogue, DecisionPool(max_in_flight, telemetry), max_sources_per_request))
+    app.include_router(controller_routes(catalogue, DecisionPool(max_in_flight, telemetry), max_sources_per_request, RecentRuns()))
+    app.include_router(page_routes(is_guarded=token is not None))
     _add_health(app, catalogue)
     _document_errors(app)
     return app

@@ -60,6 +60,8 @@ class ServiceController:
         self.fallback = fallback
         self.sha256 = sha256
         self.path = _path(service)
+        self.num_fallbacks = 0
+        """Decisions the fallback made since the last answer; the service's page shows where."""
         self.connection = ServiceConnection(url, service, token=token, transport=transport, sleep=sleep)
 
     def decide(self, boundary: StageBoundary) -> Decision:
@@ -69,13 +71,14 @@ class ServiceController:
             UserError: the service refused the request, is another controller than before, or is no controller service.
         """
         try:
-            content = self._ask("decisions", boundary)
+            content = self._ask("decisions", boundary, self.num_fallbacks)
         except AwayError as error:
+            self.num_fallbacks += 1
             return replace(self.fallback.decide(boundary), fallback=f"controller service away: {error}")
         decision = _decision(self.connection.url, content, boundary)
         if self.sha256 is not None and decision.sha256 != self.sha256:
             raise self._changed(decision.sha256 or "none")
-        self.sha256 = decision.sha256
+        self.sha256, self.num_fallbacks = decision.sha256, 0
         return decision
 
     def simulate(self, boundary: StageBoundary) -> list[SimulatedDecision]:
@@ -91,10 +94,10 @@ class ServiceController:
         except ValidationError as error:
             raise UserError(f"service.url: {self.connection.url} answered 200 with something that is no simulation; mend the address") from error
 
-    def _ask(self, question: str, boundary: StageBoundary) -> bytes:
+    def _ask(self, question: str, boundary: StageBoundary, fallbacks: int = 0) -> bytes:
         request = _request(boundary, f"{self.run}/task{boundary.task_index}/stage{boundary.stage_index}")
         try:
-            return self.connection.send("POST", f"{self.path}/{question}", request.model_dump_json(exclude_defaults=True), self.sha256)
+            return self.connection.send("POST", f"{self.path}/{question}", request.model_dump_json(exclude_defaults=True), self.sha256, fallbacks)
         except AnotherControllerError as error:
             raise self._changed(str(error)) from error
 

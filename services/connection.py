@@ -71,7 +71,7 @@ class ServiceConnection:
             reraise=True,
         )
 
-    def send(self, method: str, path: str, body: str | None = None, sha256: str | None = None) -> bytes:
+    def send(self, method: str, path: str, body: str | None = None, sha256: str | None = None, fallbacks: int = 0) -> bytes:
         """The body of a 200 answer, after as many attempts as allowed.
 
         Args:
@@ -79,6 +79,7 @@ class ServiceConnection:
             path: below the address.
             body: JSON.
             sha256: of the only weights that may answer; None: any.
+            fallbacks: boundaries the run decided itself since the last answer; told in a header, which an older service ignores.
 
         Raises:
             AnotherControllerError: the service no longer has those weights.
@@ -88,6 +89,8 @@ class ServiceConnection:
         headers = {"Content-Type": "application/json"} if body else {}
         if sha256 is not None:
             headers["If-Match"] = f'"{sha256}"'
+        if fallbacks:
+            headers["X-Proxymix-Fallbacks"] = str(fallbacks)
         return self._attempts(self._send_once, method, path, body, headers)
 
     def _send_once(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> bytes:

@@ -37,6 +37,8 @@ MAX_QUEUED_REQUESTS = 64
 """At the proxy; one more is 503."""
 TARGET_ONGOING_REQUESTS = 4
 """Per replica, on average; above it the autoscaler adds replicas."""
+SOURCES = frozenset({".py", ".html", ".css", ".js"})
+"""What a running replica has loaded once and for all."""
 LOG = logging.LoggerAdapter(logging.getLogger("ray.serve"), {"log_to_stderr": False})
 """Ray's own logger, so that the lines land in Serve's log files; not on the driver's console."""
 
@@ -124,5 +126,5 @@ def code_version(token: str | None) -> str:
 
     Slow to compute and 32 bits short on purpose, so that it tells nothing about the token.
     """
-    source = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()
+    source = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.*")) if path.suffix in SOURCES)).digest()
     return hashlib.scrypt((token or "").encode(), salt=source, n=2**12, r=8, p=1, dklen=4).hex()

@@ -22,6 +22,7 @@ from proxymix.telemetry import DECISIONS
 from services.catalogue import Catalogue, Entry
 from services.gate import DecisionPool
 from services.problems import documented
+from services.runs import RecentRuns, RunDetail, RunList
 from services.schemas import ControllerList, ControllerRef, ControllerSummary, DecisionRequest, DecisionResponse, SimulationResponse
 from services.simulation import simulate, trajectory
 
@@ -30,22 +31,27 @@ BEARER = HTTPBearer(auto_error=False)
 IfMatch = Annotated[str | None, Header(description="SHA-256 of the only weights to accept, in double quotes", max_length=70)]
 NameInPath = Annotated[Label, Path(description="name of a controller, see GET /v1/controllers")]
 VersionInPath = Annotated[Label, Path(description="version of it")]
+Fallbacks = Annotated[
+    int, Header(alias="X-Proxymix-Fallbacks", description="boundaries just before this one that the run decided itself", ge=0, le=10**6)
+]
 Chooser = Callable[..., Awaitable[Entry]]
 
 
-def controller_routes(catalogue: Catalogue, pool: DecisionPool, max_sources: int) -> APIRouter:
+def controller_routes(catalogue: Catalogue, pool: DecisionPool, max_sources: int, runs: RecentRuns) -> APIRouter:
     """Everything under /v1.
 
     Args:
         catalogue: looked up once per request.
         pool: where decisions are computed.
         max_sources: per request, whatever the controller could do.
+        runs: remembers the decisions.
     """
     router = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)])
     for prefix, choose in _choosers(catalogue).items():
-        _add_decisions(router, prefix, choose, pool, max_sources)
+        _add_decisions(router, prefix, choose, pool, max_sources, runs)
         _add_simulations(router, prefix, choose, pool, max_sources)
         _add_card(router, prefix, choose)
+    _add_runs(router, runs)
 
     @router.get("/controllers", responses=documented(401, 503))
     async def controllers() -> ControllerList:
@@ -86,9 +92,11 @@ def _choosers(catalogue: Catalogue) -> dict[str, Chooser]:
     return {"": default, "/controllers/{name}": by_name, "/controllers/{name}/versions/{version}": by_version}
 
 
-def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int) -> None:
+def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int, runs: RecentRuns) -> None:
     @router.post(f"{prefix}/decisions", responses=documented(401, 404, 408, 412, 413, 422, 503))
-    async def decide(body: DecisionRequest, request: Request, response: Response, entry: Annotated[Entry, Depends(choose)]) -> DecisionResponse:
+    async def decide(
+        body: DecisionRequest, request: Request, response: Response, entry: Annotated[Entry, Depends(choose)], fallbacks: Fallbacks = 0
+    ) -> DecisionResponse:
         """The mixture of the next stage."""
         _admit(body, request, entry, max_sources)
         boundary = body.to_boundary()
@@ -96,6 +104,7 @@ def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, pool: Decisi
         answer = DecisionResponse.from_decision(decision, boundary, body.request_id)
         response.headers["ETag"] = f'"{entry.sha256}"'
         pool.telemetry.record(DECISIONS, controller=entry.name, version=entry.version)
+        runs.record(body, answer, entry.label, fallbacks)
         return answer
 
 
@@ -115,6 +124,18 @@ def _add_card(router: APIRouter, prefix: str, choose: Chooser) -> None:
         """Which controller this is and how it was trained."""
         version = {"version": entry.version} if prefix else {}
         return {**entry.controller.card, "name": entry.name, **version, "sha256": entry.sha256}
+
+
+def _add_runs(router: APIRouter, runs: RecentRuns) -> None:
+    @router.get("/runs", responses=documented(401))
+    async def recent_runs() -> RunList:
+        """The runs this replica has answered lately, by requests named `<run>/task<i>/stage<j>`."""
+        return runs.summaries()
+
+    @router.get("/runs/{run:path}", responses=documented(401, 422))
+    async def recent_run(run: Annotated[str, Path(description="name of a run, see GET /v1/runs", max_length=256)]) -> RunDetail:
+        """What this replica remembers of one run; no points where it has not heard of it."""
+        return runs.detail(run)
 
 
 def _admit(body: DecisionRequest, request: Request, entry: Entry, max_sources: int) -> None:

@@ -56,6 +56,14 @@ class Script:
         )
 
 
+def test_tells_how_many_decisions_the_fallback_made_since_the_last_answer():
+    script = Script(httpx.ConnectError("refused"), httpx.ConnectError("refused"), answer(), answer())
+    with script.controller(retries=0) as controller:
+        fallbacks = [controller.decide(BOUNDARY).fallback is not None for _ in range(4)]
+    assert fallbacks == [True, True, False, False]
+    assert [request.headers.get("X-Proxymix-Fallbacks") for request in script.requests] == [None, "1", "2", None]
+
+
 def test_asks_with_a_request_id_and_returns_the_decision():
     script = Script(answer())
     with script.controller() as controller:

@@ -96,6 +96,9 @@ def test_serves_refuses_recovers_and_leaves_nothing(cluster, folder, service):
         assert httpx.get(f"{url}/v1/controller").status_code == 401
         with controller(url, service) as client:
             assert client.decide(BOUNDARY) == expected
+            assert "frame-ancestors" in httpx.get(f"{url}/").headers["content-security-policy"]
+            assert httpx.get(f"{url}/page/page.js").status_code == 200
+            assert client.connection.http.get("/v1/runs/test").json()["points"][0]["sources"][0]["name"] == "safety"
             print_latency(client)
             kill_replica()
             assert answers_again(client, expected)

@@ -87,6 +87,16 @@ def test_the_documented_command_works(address, command, expected):
 def test_the_page_has_examples_of_everything():
     commands = " ".join(command for command, _ in documented())
     assert len(documented()) >= 12
-    for path in ("/v1/decisions", "/v1/simulate", "/v1/controller", "/v1/controllers", "/health/live", "/health/ready", "If-Match", "Bearer"):
+    for path in (
+        "/v1/decisions",
+        "/v1/simulate",
+        "/v1/controller",
+        "/v1/controllers",
+        "/v1/runs",
+        "/health/live",
+        "/health/ready",
+        "If-Match",
+        "Bearer",
+    ):
         assert path in commands
     assert sum(answer is not None for _, answer in documented()) >= 2
