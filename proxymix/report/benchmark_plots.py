@@ -58,9 +58,10 @@ def plot_trade_off(metrics: Mapping[str, Any]) -> Figure:
     xs, ys = (_window([point[axis] for point in points.values()]) for axis in (0, 1))
     inside = {method: point for method, point in points.items() if xs[0] <= point[0] <= xs[1] and ys[0] <= point[1] <= ys[1]}
     outside = ", ".join(f"{row_title(method)} ({x:.0f}, {y:.0f})" for method, (x, y) in points.items() if method not in inside)
-    figure, axes = _axes((7.6, 6.4), left=0.55, right=0.2, top=0.8, bottom=0.55)
-    unit = f"AA against FGT, percent, means over {total} paired cases; best: top left" + (f"; outside: {outside}" if outside else "")
-    _head(figure, "What is known at the end, and what was forgotten", unit)
+    figure, axes = _axes((7.6, 6.4), left=0.55, right=0.2, top=0.8, bottom=0.75)
+    _head(figure, "What is known at the end, and what was forgotten", f"AA against FGT, percent, means over {total} paired cases; best: top left")
+    if outside:
+        figure.text(EDGE / figure.get_figwidth(), EDGE / figure.get_figheight(), f"Outside: {outside}", va="bottom", fontsize=7, color=MUTED)
     shares = sorted((float(method.removeprefix("random_")), method) for method in points if _is_share(method))
     line = [points[method] for method in [*(["no_replay"] if "no_replay" in points else []), *(method for _, method in shares)]]
     if len(line) > 1:
