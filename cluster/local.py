@@ -140,7 +140,10 @@ def _environment(mark: str, more: Mapping[str, str]) -> dict[str, str]:
     # A job's `python` is found by name; it must be the one that runs the cluster.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    return {**inherited, "PATH": path, MARK: mark, "RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S), **more}
+    own = {MARK: mark, "RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}
+    # Else Ray takes a loopback address for the machine's outward one, and listens there, wherever there is a route to the outside.
+    own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return {**inherited, "PATH": path, **own, **more}
 
 
 def _check(folder: Path, dashboard_port: int) -> None:
