@@ -1,6 +1,6 @@
 """The target on Ray Train: one worker group goes through all target runs, one after another.
 
-    assignments → TorchTrainer → every rank: Learner → ContinualRun → run_continual → journal (rank 0)
+    assignments → TorchTrainer → every rank: learner → ContinualRun → run_continual → journal (rank 0 writes)
 
 Starting Train costs about 20 s, so it is paid once. A worker that dies takes its group with it; Train starts another, which goes on from
 the journal at the last stage boundary. What the runs have to say is in their folders, not in what Train returns.
@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray.train
 import ray.util.metrics
@@ -23,6 +22,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from torch.distributed.device_mesh import init_device_mesh
 
 from cluster.ranks import Ranks, SharedController
 from proxymix.account import Account
@@ -167,7 +167,8 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
     config = plan.config
     account, workers = Account(Path(plan.run_dir) / "costs.jsonl"), config.target.parallelism.num_workers
     gpus = workers * config.target.parallelism.use_gpu
-    journal = RunJournal(target_folder(plan.run_dir, method, seed), builder.learner, Path(plan.base_folder), account, workers, gpus)
+    folder = target_folder(plan.run_dir, method, seed)
+    journal = RunJournal(folder, builder.learner, Path(plan.base_folder), account, workers, gpus, writes=ranks.rank == 0)
     if journal.finished:
         return
     tasks = sequence_tasks(config)
@@ -180,7 +181,7 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
 
     with closing(SharedController(method, build, ranks)) as controller, closing(_watch(config, plan.run_dir, method, seed, ranks)) as watch:
         try:
-            run_continual(run, controller, WatchedJournal(journal, watch) if ranks.rank == 0 else None)
+            run_continual(run, controller, WatchedJournal(journal, watch) if ranks.rank == 0 else journal)
         except NonFiniteLossError as error:
             raise UserError(f"target run {run.name}: {error}") from error
 
@@ -209,12 +210,16 @@ def target_builder(
     if device is None:
         device = torch.device("cuda" if target.parallelism.use_gpu and torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
-    model = load_model(base_folder, target.model.implementation, target.lora, target.precision).to(device)
-    place: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.world_size, "reduce": ranks.reduce if ranks.world_size > 1 else None}
+    model = load_model(base_folder, target.model.implementation, target.lora, target.precision)
+    together = ranks.world_size > 1
     if learner is None and isinstance(model, TransformersModel):
-        tuned: ResumableLearner = LargeLearner(model, config.tuning, target, **place)
+        workers = init_device_mesh(device.type, (ranks.world_size,)) if together else None
+        if not (together and target.parallelism.strategy == "fsdp"):  # There it may be more than one device holds.
+            model = model.to(device)
+        tuned: ResumableLearner = LargeLearner(model, config.tuning, target, workers)
     else:
-        tuned = (learner or Learner)(model, config.tuning, **place)
+        reduce = ranks.reduce if together else None
+        tuned = (learner or Learner)(model.to(device), config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=reduce)
     return CaseBuilder(config, base_folder, tuned, target.model.chat_template)
 
 

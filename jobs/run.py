@@ -79,8 +79,8 @@ class Run:
         written = run.folder / "config.yaml"
         if written.exists():
             # Through the model: keys that are newer than the run take their defaults.
-            before = load_config(written).model_dump(mode="json")
-            changed = sorted(key for key, value in config.model_dump(mode="json").items() if key not in RESUMABLE and before[key] != value)
+            before, now = (_without_workers(given) for given in (load_config(written), config))
+            changed = sorted(key for key, value in now.items() if key not in RESUMABLE and before[key] != value)
             if changed:
                 raise UserError(
                     f"name: run {str(run.folder)!r} was begun with another {', '.join(changed)}; give it another name or remove the folder"
@@ -225,6 +225,13 @@ def with_absolute_paths(config: Config) -> Config:
     if path := tree["controller"]["path"]:
         tree["controller"]["path"] = str(Path(path).resolve())
     return Config.model_validate(tree)
+
+
+def _without_workers(config: Config) -> dict[str, Any]:
+    """How many workers tune the target, and how, may change at any time; nothing but rounding depends on it."""
+    tree = config.model_dump(mode="json")
+    del tree["target"]["parallelism"]
+    return tree
 
 
 def _version(package: str) -> str | None:

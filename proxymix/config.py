@@ -159,6 +159,7 @@ class Config(Strict):
         if batch_size % workers:
             raise ValueError(f"target.parallelism.num_workers must divide tuning.batch_size, got {workers} and {batch_size}")
         asked = [key for key in ("lora", "micro_batch_size", "pack_tokens", "gradient_checkpointing") if getattr(self.target, key)]
+        asked += ["parallelism.strategy=fsdp"] if self.target.parallelism.strategy == "fsdp" else []
         if asked and self.target.model.implementation != "transformers":
             raise ValueError(f"target.{asked[0]} needs target.model.implementation: transformers, got {self.target.model.implementation}")
         if self.target.pack_tokens is not None and self.target.pack_tokens < self.tuning.max_length:

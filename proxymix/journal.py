@@ -22,6 +22,7 @@ from proxymix.artifacts import read_jsonl, write_folder, write_json, write_jsonl
 from proxymix.continual import ContinualRun
 from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.models import save_model
+from proxymix.learners.parallel import whole
 from proxymix.types import Decision, StageRecord
 
 
@@ -58,7 +59,15 @@ class RunJournal:
     """Writes a target run's folder; implements `proxymix.continual.Journal`."""
 
     def __init__(
-        self, folder: Path, learner: ResumableLearner, base_folder: Path, account: Account | None = None, workers: int = 1, gpus: int = 0
+        self,
+        folder: Path,
+        learner: ResumableLearner,
+        base_folder: Path,
+        account: Account | None = None,
+        workers: int = 1,
+        gpus: int = 0,
+        *,
+        writes: bool = True,
     ) -> None:
         """Nothing is written yet.
 
@@ -69,9 +78,10 @@ class RunJournal:
             account: gets a line a stage.
             workers: processes that tune together; this one's CPU seconds stand for each of theirs.
             gpus: held by all of them together.
+            writes: whether this worker does. The others have journals too: what is saved may lie with all of them.
         """
         self.folder, self.learner, self.base_folder = folder, learner, base_folder
-        self.account, self.workers, self.gpus = account, workers, gpus
+        self.account, self.workers, self.gpus, self.writes = account, workers, gpus, writes
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -101,24 +111,28 @@ class RunJournal:
 
     def stage_finished(self, run: ContinualRun, record: StageRecord) -> None:
         """Appends the decision, then saves the state it led to (after the last stage: nothing, the checkpoint is all)."""
-        self._account_for(record)
         self.rows.append(record_row(record))
-        write_jsonl(self.folder / "decisions.jsonl", self.rows)
+        if self.writes:
+            self._account_for(record)
+            write_jsonl(self.folder / "decisions.jsonl", self.rows)
         if run.stage_index == 0:
             # The checkpoint comes before the state: a state that says "task over" must find its checkpoint.
             self._save_checkpoint(run.task_index - 1)
         if run.done:
             return  # `done` takes the place of a last state; a kill before it is written costs one stage.
 
+        tensors = {name: whole(value).contiguous() for name, value in self.learner.state_dict().items()}
+
         def fill(folder: Path) -> None:
-            save_file({k: v.contiguous() for k, v in self.learner.state_dict().items()}, folder / "learner.safetensors")
+            save_file(tensors, folder / "learner.safetensors")
             write_json(folder / "run.json", {"run": run.state_dict(), "num_rows": len(self.rows)})
 
-        write_folder(self.folder / "state", fill)
+        if self.writes:
+            write_folder(self.folder / "state", fill)
 
     def task_finished(self, run: ContinualRun, task_index: int) -> None:
         """Marks the end of the last task."""
-        if run.done:
+        if run.done and self.writes:
             write_text(self.folder / "done", f"{task_index + 1} tasks\n")
             shutil.rmtree(self.folder / "state", ignore_errors=True)
 
@@ -132,4 +146,8 @@ class RunJournal:
             self.account.add("tuning", f"{run}/task{boundary.task_index}/stage{boundary.stage_index}", "target", cost)
 
     def _save_checkpoint(self, task_index: int) -> None:
-        write_folder(self.folder / "checkpoints" / f"task{task_index}", lambda folder: save_model(self.learner.model, self.base_folder, folder))
+        model, place = self.learner.model, self.folder / "checkpoints" / f"task{task_index}"
+        if self.writes:
+            write_folder(place, lambda folder: save_model(model, self.base_folder, folder))
+        else:
+            model.save(None)

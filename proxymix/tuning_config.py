@@ -130,7 +130,10 @@ class ParallelismConfig(Strict):
     """How Ray Train spreads one target run."""
 
     num_workers: int = Field(default=1, ge=1)
-    """Data-parallel workers; must divide tuning.batch_size."""
+    """Data-parallel workers; must divide tuning.batch_size. A run may go on with another number of them."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What a worker holds. `ddp`: all of the model. `fsdp`: its part of weights, gradients and moments, the rest is fetched layer by layer
+    (transformers implementation)."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPU threads each worker's torch may use."""
     use_gpu: bool = False

@@ -1,8 +1,9 @@
-"""A large model's step is the small one's, however it is cut up: portions, packs, recomputation, workers, adapters, mixed precision."""
+"""A large model's step is the small one's, however it is cut up: portions, packs, recomputation, adapters, mixed precision.
+
+Over several workers: `test_parallel.py`.
+"""
 
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -56,10 +57,10 @@ def batches(split):
     return [EncodedSplit(*(v[6 * n : 6 * n + 6] for v in (split.input_ids, split.labels, split.lengths))).batch() for n in range(STEPS)]
 
 
-def new_learner(folder, lora=None, precision="fp32", tuning=TUNING, ranks=None, **target):
+def new_learner(folder, lora=None, precision="fp32", tuning=TUNING, workers=None, **target):
     torch.manual_seed(0)
     settings = TargetConfig(precision=precision, **target)
-    return LargeLearner(load_model(folder, "transformers", lora, precision), tuning, settings, **ranks or {})
+    return LargeLearner(load_model(folder, "transformers", lora, precision), tuning, settings, workers)
 
 
 def flat_learner(folder, lora=None):
@@ -108,34 +109,6 @@ def test_what_was_learnt_is_read_as_right(llama, batches):
     for _ in range(120):
         learner.train_steps([batches[0]])
     assert learner.accuracies_of_all({"x": rows})[0]["x"].all()
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("way", ["portions", "packs"])
-def test_workers_together_are_one(llama, batches, split, world_size, way):
-    alone = new_learner(llama, **WAYS[way])
-    expected, read = tuned(alone, batches), alone.losses_of_all({"x": split})
-    barrier, parts = threading.Barrier(world_size, timeout=300), {}
-
-    def worker(rank):
-        def reduce(tensor):
-            parts[rank] = tensor.clone()
-            barrier.wait()
-            total = sum(parts[r] for r in range(world_size))
-            barrier.wait()
-            tensor.copy_(total)
-
-        learner = new_learners[rank]
-        learner.reduce = reduce
-        return weights(learner), tuned(learner, batches), learner.losses_of_all({"x": split}), weights(learner)
-
-    new_learners = [new_learner(llama, ranks={"rank": rank, "world_size": world_size}, **WAYS[way]) for rank in range(world_size)]
-    with ThreadPoolExecutor(world_size) as pool:
-        results = list(pool.map(worker, range(world_size)))
-    for _, losses, again, after in results:
-        assert losses == pytest.approx(expected, abs=1e-4)
-        assert again[0]["x"] == pytest.approx(read[0]["x"], abs=1e-3)
-        assert torch.equal(after, results[0][3])
 
 
 def test_adapters_are_carried_from_task_to_task(llama, batches):
@@ -232,6 +205,10 @@ def test_a_model_that_mixes_packed_rows_is_refused(llama, monkeypatch):
     ("target", "complaint"),
     [
         ({"micro_batch_size": 2}, "target.micro_batch_size needs target.model.implementation: transformers, got lean"),
+        (
+            {"parallelism": {"strategy": "fsdp"}},
+            "target.parallelism.strategy=fsdp needs target.model.implementation: transformers, got lean",
+        ),
         (
             {"pack_tokens": 63, "model": {"path": "x", "implementation": "transformers"}},
             "target.pack_tokens must be at least tuning.max_length, got 63",

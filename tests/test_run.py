@@ -8,6 +8,7 @@ import yaml
 from jobs.run import Run
 from proxymix.config import Config
 from proxymix.errors import UserError
+from proxymix.tuning_config import ParallelismConfig
 
 
 @pytest.fixture
@@ -39,6 +40,8 @@ def test_a_phase_is_timed_whether_it_ends_well_or_not(config):
 def test_a_run_goes_on_only_with_the_config_it_began_with(config):
     opened(config).begin()
     opened(config, seeds=[0, 1], methods=["no_replay"])  # more rows change nothing that is there
+    target = config.target.model_copy(update={"parallelism": ParallelismConfig(num_workers=2, use_gpu=True)})
+    opened(config, target=target)  # nor do more machines
     with pytest.raises(UserError, match="begun with another seed, tuning;"):
         opened(config, seed=1, tuning=config.tuning.model_copy(update={"batch_size": 8}))
 

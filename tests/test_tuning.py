@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
 
 from proxymix.artifacts import read_jsonl, target_folder
 from proxymix.cases import Case, sequence_tasks
@@ -33,7 +32,6 @@ with warnings.catch_warnings():
     import ray
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    from cluster.ranks import Ranks
     from cluster.tuning import _fit, _reason, target_builder, tune_targets, tuning_progress
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
@@ -138,11 +136,30 @@ ADAPTED = {"model": {"preset": "nano", "implementation": "transformers"}, "lora"
 LARGE = {**ADAPTED, "micro_batch_size": 1, "pack_tokens": 64, "gradient_checkpointing": True}
 
 
-def test_a_large_target_in_packs_on_two_workers_is_the_one_that_is_not(cluster, base, tmp_path):
-    plain = config_with(target=ADAPTED)
-    tune_targets(config_with(2, LARGE), ASSIGNMENTS[:1], base_folder=str(base), run_dir=str(tmp_path), controller_for=choose, name="tuned")
-    assert_alike(rows_of(tmp_path, *ASSIGNMENTS[0]), expected_rows(plain, base, *ASSIGNMENTS[0]))
-    assert LeanLlama.load(target_folder(tmp_path, *ASSIGNMENTS[0]) / "checkpoints" / "task1").config["hidden_size"] == 32
+class Refusing:
+    """A rule that nobody answers for after the first stage of the second task."""
+
+    name = "loss_sensitive"
+
+    def decide(self, boundary):
+        if (boundary.task_index, boundary.stage_index) == (1, 1):
+            raise UserError("service.url: nobody answers; start it")
+        return LossSensitive().decide(boundary)
+
+
+def choose_refusing(method, seed):
+    return Refusing()
+
+
+def test_a_large_target_over_two_workers_goes_on_with_one_and_is_what_it_always_was(cluster, base, tmp_path):
+    place, spread = {"base_folder": str(base), "run_dir": str(tmp_path), "name": "tuned"}, {"parallelism": {"num_workers": 2, "strategy": "fsdp"}}
+    with pytest.raises(UserError, match="nobody answers"):
+        tune_targets(config_with(target=LARGE | spread), ASSIGNMENTS[:1], controller_for=choose_refusing, **place)
+    assert len(rows_of(tmp_path, *ASSIGNMENTS[0])) == 3
+    tune_targets(config_with(target=LARGE), ASSIGNMENTS[:1], controller_for=choose, **place)
+    assert_alike(rows_of(tmp_path, *ASSIGNMENTS[0]), expected_rows(config_with(target=ADAPTED), base, *ASSIGNMENTS[0]))
+    for task in (0, 1):
+        assert LeanLlama.load(target_folder(tmp_path, *ASSIGNMENTS[0]) / "checkpoints" / f"task{task}").config["hidden_size"] == 32
 
 
 def test_what_is_finished_is_not_started_again(base, undisturbed):
@@ -265,33 +282,3 @@ def test_trains_own_handler_is_undone():
     with pytest.raises(KeyboardInterrupt):
         _fit(Trainer())
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def one_rank(rank, store, results):
-    """What two bare processes say to each other, without Ray."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    ranks, said = Ranks(rank, 2), {}
-    tensor = torch.tensor([1.0 + rank])
-    ranks.reduce(tensor)
-    said["sum"] = tensor.item()
-    said["first"] = ranks.from_first(lambda: f"from {rank}")
-    said["together"] = ranks.together(lambda: rank)
-    for name, faulty in (("together", 1), ("from_first", 0)):
-        try:
-            getattr(ranks, name)(partial(fail_on, faulty, rank))
-        except UserError as error:
-            said[f"fault {name}"] = str(error)
-    (results / str(rank)).write_text(json.dumps(said))
-    dist.destroy_process_group()
-
-
-def fail_on(faulty, rank):
-    if rank == faulty:
-        raise UserError(f"no data on {rank}")
-
-
-def test_ranks_agree_and_fail_together(tmp_path):
-    torch.multiprocessing.start_processes(one_rank, args=(str(tmp_path / "store"), tmp_path), nprocs=2, start_method="spawn")
-    said = [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
-    shared = {"sum": 3.0, "first": "from 0", "fault together": "no data on 1", "fault from_first": "no data on 0"}
-    assert said == [{**shared, "together": rank} for rank in (0, 1)]

@@ -61,7 +61,7 @@ def merged_state(base: Any) -> dict[str, Tensor]:
     """
     from peft.tuners.lora import LoraLayer
 
-    state = {name: value for name, value in base.state_dict().items() if ".lora_" not in name}
+    state = {name: value for name, value in base.state_dict(keep_vars=True).items() if ".lora_" not in name}
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer):
             weight = module.get_base_layer().weight

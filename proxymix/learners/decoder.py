@@ -145,8 +145,10 @@ class LeanLlama(nn.Module):
             if "norm" not in name:
                 nn.init.normal_(parameter, std=self.config.get("initializer_range", 0.02), generator=generator)
 
-    def save(self, folder: Path) -> None:
-        """Writes `config.json` and the first replica's `model.safetensors` under transformers' names."""
+    def save(self, folder: Path | None) -> None:
+        """Writes `config.json` and the first replica's `model.safetensors` under transformers' names; nothing without a `folder`."""
+        if folder is None:
+            return
         (folder / "config.json").write_text(json.dumps(self.config, indent=2))
         tensors = {name: value.detach().contiguous().clone() for name, value in self._to_transformers(0).items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

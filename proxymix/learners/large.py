@@ -1,6 +1,6 @@
 """A language model of any size and architecture being tuned: in portions, packed, in mixed precision, over several workers.
 
-    global batch → this worker's portions → loss of each row → gradients add up → (sum over workers) → clip → AdamW
+    global batch → this worker's portions → loss of each row → gradients add up, over workers too (`parallel.py`) → clip → AdamW
 
 `Learner` holds small models in one flat tensor, several at a time; here parameters stay as transformers has them. Both are the same step.
 """
@@ -8,17 +8,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, stack
 from proxymix.data.portions import Portion, portions
 from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.learners.learner import EVALUATION_ROWS, token_losses
 from proxymix.learners.models import TransformersModel
+from proxymix.learners.parallel import gradients_stay, put, spread, whole
 from proxymix.learners.schedule import rate_factor
 
 if TYPE_CHECKING:
@@ -32,32 +36,22 @@ APART = 0.05
 class LargeLearner:
     """Tunes one model of transformers; implements `ResumableLearner`."""
 
-    def __init__(
-        self,
-        model: TransformersModel,
-        tuning: TuningConfig,
-        target: TargetConfig,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        reduce: Callable[[Tensor], None] | None = None,
-    ) -> None:
+    def __init__(self, model: TransformersModel, tuning: TuningConfig, target: TargetConfig, workers: DeviceMesh | None = None) -> None:
         """Stands at `model`.
 
         Args:
-            model: on its device; what is tuned of it requires gradients.
+            model: what is tuned of it requires gradients; on its device, or anywhere where `workers` share its parts.
             tuning: the schedule.
-            target: precision, portions, packs, gradient checkpointing.
-            rank: of this worker.
-            world_size: workers that tune together.
-            reduce: sums a tensor in place over the workers; needed when there are several.
+            target: precision, portions, packs, gradient checkpointing, parallelism.
+            workers: that tune together, `[num_workers]`; None: this one alone.
 
         Raises:
             UserError: packs are asked for, and the model does not keep rows of a pack apart.
         """
-        self.model, self.tuning, self.target = model, tuning, target
-        self.rank, self.world_size, self.reduce = rank, world_size, reduce
+        self.model, self.tuning, self.target, self.workers = model, tuning, target, workers
+        self.rank, self.world_size = (0, 1) if workers is None else (workers.get_local_rank(), workers.size())
         self.shape = model.shape
+        self.network = spread(model, target.parallelism.strategy, workers)
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.device = next(iter(self.parameters.values())).device
         if target.gradient_checkpointing:
@@ -91,13 +85,16 @@ class LargeLearner:
         num_answer_tokens = batch.num_answer_tokens
         losses = torch.zeros(len(batch.labels), device=self.device)
         self.optimizer.zero_grad()
-        for portion in self._portions(batch, self.target.micro_batch_size):
-            part, _ = self._row_losses(portion, len(losses))
-            # The divisor is the global one, so that gradients of portions and workers add up to the batch's.
-            torch.autograd.backward(part.sum() / num_answer_tokens)
+        shares = self._portions(batch, self.target.micro_batch_size)
+        for index, portion in enumerate(shares):
+            with gradients_stay(self.network, index < len(shares) - 1):
+                part, _ = self._row_losses(portion, len(losses), self.network)
+                # The divisor is the global one, so that gradients of portions add up to the batch's; those of workers are averaged.
+                torch.autograd.backward(part.sum() * self.world_size / num_answer_tokens)
             losses += part.detach()
         self._sum_over_workers(losses)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.tuning.max_grad_norm)
+        norm = whole(get_total_norm([parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]))
+        clip_grads_with_norm_(self.parameters.values(), self.tuning.max_grad_norm, norm)
         loss, size = torch.stack([losses.sum() / num_answer_tokens, norm]).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
             raise self._fault(loss, size, losses)
@@ -123,7 +120,7 @@ class LargeLearner:
         self.begin_task(1)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tuned weights, moments and the place in the schedule."""
+        """Tuned weights, moments and the place in the schedule; spread out as the model is."""
         tensors = {f"weights.{name}": parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             tensors |= {f"optimizer.{name}.{moment}": self.optimizer.state[parameter][moment] for moment in MOMENTS}
@@ -137,13 +134,13 @@ class LargeLearner:
         self.steps_done = steps_done
         for name, parameter in self.parameters.items():
             for moment in MOMENTS:
-                self.optimizer.state[parameter][moment].copy_(tensors[f"optimizer.{name}.{moment}"])
+                put(self.optimizer.state[parameter][moment], tensors[f"optimizer.{name}.{moment}"])
 
     def _portions(self, batch: Batch, lines_at_once: int | None) -> list[Portion]:
         packs = self.target.pack_tokens
         return portions(batch, rank=self.rank, world_size=self.world_size, lines_at_once=lines_at_once, pack_tokens=packs)
 
-    def _row_losses(self, portion: Portion, num_rows: int) -> tuple[Tensor, Tensor]:
+    def _row_losses(self, portion: Portion, num_rows: int, network: nn.Module) -> tuple[Tensor, Tensor]:
         """Summed loss of each row of the batch, nats, and how many of its answer tokens greedy decoding would miss, `[num_rows]`.
 
         Rows of other portions have 0.
@@ -152,7 +149,7 @@ class LargeLearner:
         labels, rows = (values[scored].to(self.device) for values in (portion.labels, portion.rows))
         positions = None if portion.positions is None else portion.positions.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.target.precision == "bf16"):
-            scores = self.model(portion.input_ids.to(self.device), scored.to(self.device), positions)
+            scores = network(portion.input_ids.to(self.device), scored.to(self.device), positions)
         scores = scores.float()
         zeros = torch.zeros(num_rows, device=self.device)
         missed = (scores.detach().argmax(-1) != labels).float()
@@ -164,32 +161,24 @@ class LargeLearner:
         batch, _ = stack(list(probes.values()))
         totals = torch.zeros(2, len(batch.labels), device=self.device)
         for portion in self._portions(batch, self.target.micro_batch_size or EVALUATION_ROWS):
-            totals += torch.stack(self._row_losses(portion, totals.shape[1]))
-        if self.reduce is not None:
-            self.reduce(totals)
+            totals += torch.stack(self._row_losses(portion, totals.shape[1], self.model))
+        self._sum_over_workers(totals)
         parts = torch.split(totals.double().cpu(), [len(probe) for probe in probes.values()], dim=1)
         return {name: (part[0], part[1]) for name, part in zip(probes, parts, strict=True)}
 
-    def _sum_over_workers(self, losses: Tensor) -> None:
-        """Gradients and `losses`, in place, in one call."""
-        if self.reduce is None:
-            return
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        together = torch.cat([losses, *(gradient.flatten().float() for gradient in gradients)])
-        self.reduce(together)
-        parts = torch.split(together, [len(losses), *(gradient.numel() for gradient in gradients)])
-        for tensor, part in zip([losses, *gradients], parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+    def _sum_over_workers(self, tensor: Tensor) -> None:
+        """In place."""
+        if self.workers is not None:
+            dist.all_reduce(tensor, group=self.workers.get_group())
 
     def _fault(self, loss: float, norm: float, losses: Tensor) -> NonFiniteLossError:
         wrong = (~losses.isfinite()).nonzero().flatten().tolist()
         what = f"gradient norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
         return NonFiniteLossError(what, self.steps_done, row=wrong[0] if wrong else None)
 
-    @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(weights[name])
+            put(parameter, weights[name])
 
     @torch.no_grad()
     def _check_rows_stay_apart(self) -> None:

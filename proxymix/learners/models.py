@@ -16,6 +16,7 @@ from proxymix.data.chat import PLAIN_TEMPLATE
 from proxymix.errors import UserError
 from proxymix.learners.adapters import merged_state, with_adapters
 from proxymix.learners.decoder import LeanLlama
+from proxymix.learners.parallel import whole
 
 if TYPE_CHECKING:  # Else no pydantic is needed here: the GPU benchmarks run where there is none.
     from proxymix.config import LoraConfig
@@ -53,8 +54,8 @@ class LanguageModel(Protocol):
         """The model on `device`."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes config and safetensors; adapters are merged in."""
+    def save(self, folder: Path | None) -> None:
+        """Writes config and safetensors; adapters are merged in. Called by every worker, and all but one give no folder."""
         ...
 
 
@@ -137,12 +138,18 @@ class TransformersModel(nn.Module):
         matrices = [p for p in self.parameters() if p.ndim >= 2 and id(p) not in left_out]
         return ModelShape.of(matrices, head, config.num_hidden_layers * heads * head_size)
 
-    def save(self, folder: Path) -> None:
-        """The full model in its own architecture, adapters merged into a copy of the weights."""
-        state = merged_state(self.causal) if self.lora else self.causal.state_dict()
+    def save(self, folder: Path | None) -> None:
+        """The full model in its own architecture, adapters merged into a copy of the weights; without a `folder`: takes part in gathering it."""
+        state = merged_state(self.causal) if self.lora else self.causal.state_dict(keep_vars=True)
         # One copy of what is tied, or it would be saved twice.
-        copies = {value.data_ptr(): value.to(self.saved_as) if value.is_floating_point() else value for value in state.values()}
-        self.causal.save_pretrained(folder, state_dict={name: copies[value.data_ptr()] for name, value in state.items()})
+        copies = {id(value): self._as_saved(value, keep=folder is not None) for value in state.values()}
+        if folder is not None:
+            self.causal.save_pretrained(folder, state_dict={name: copies[id(value)] for name, value in state.items()})
+
+    def _as_saved(self, value: Tensor, keep: bool) -> Tensor | None:
+        """All of `value`, beside the accelerator; every worker helps to gather it."""
+        gathered = whole(value.detach())
+        return gathered.to("cpu", self.saved_as if value.is_floating_point() else value.dtype) if keep else None
 
 
 def load_model(

@@ -1,0 +1,121 @@
+"""Four real processes over gloo: however a model is spread over workers, its losses, readings, weights and saved model are those of one."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_large import LORA, TUNING, WAYS, new_learner
+from tiny_checkpoints import make_checkpoint
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from proxymix.continual import ContinualRun, run_continual
+from proxymix.controllers.baselines import UniformReplay
+from proxymix.data.chat import as_chat
+from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split
+from proxymix.learners.models import load_model, load_tokenizer
+from proxymix.learners.parallel import whole
+from proxymix.types import Example
+
+NUM_PROCESSES = 4
+CASES = {
+    "ddp-2": ("llama", 2, "ddp", None, "fp32", "portions"),
+    "ddp-4-lora": ("llama", 4, "ddp", LORA, "fp32", "all of it"),
+    "fsdp-2": ("llama", 2, "fsdp", None, "fp32", "all of it"),
+    "fsdp-4": ("qwen2", 4, "fsdp", None, "fp32", "portions"),  # Its output layer is its embedding.
+    "fsdp-4-lora": ("gpt_neox", 4, "fsdp", LORA, "fp32", "packs"),
+    "fsdp-2-lora-bf16": ("llama", 2, "fsdp", LORA, "bf16", "all of it"),  # Frozen weights are of another type than adapters.
+}
+
+
+def sources(folder):
+    rows = [Example("one " * (1 + 7 * index % 20), "two three" * (1 + index % 3)) for index in range(24)]
+    split = encode_split([as_chat(row) if index % 2 else row for index, row in enumerate(rows)], load_tokenizer(folder, "plain"), 96)
+    parts = [EncodedSplit(*(v[s] for v in (split.input_ids, split.labels, split.lengths))) for s in (slice(0, 8), slice(8, 16), slice(16, 24))]
+    return [EncodedSource(n, "exact_match", p, p, p, p, None) for n, p in zip(["safety", "code", "math"], parts, strict=True)]
+
+
+def learner_of(root, case, workers=None):
+    architecture, _, strategy, lora, precision, way = CASES[case]
+    parallelism = {"strategy": strategy, "num_workers": 1 if workers is None else workers.size()}
+    return new_learner(root / architecture, lora, precision, workers=workers, parallelism=parallelism, **WAYS[way])
+
+
+def outcome(learner, root, case):
+    """A run of two tasks, then its state: all that must not depend on the workers."""
+    anchor, *tasks = sources(root / CASES[case][0])
+    run = ContinualRun(tasks, [anchor], learner, TUNING, seed=0)
+    records = run_continual(run, UniformReplay(0.5))
+    learner.begin_task(8)
+    learner.train_steps([tasks[0].train.batch()])
+    return {
+        "counts": [dict(record.counts) for record in records],
+        "losses": [record.training_loss for record in records],
+        "read": {name: list(values) for name, values in run.readings.histories.items()},
+        "state": {name: whole(value).clone() for name, value in learner.state_dict().items()},
+    }
+
+
+def one_process(rank, root):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{root / 'store'}", rank=rank, world_size=NUM_PROCESSES)
+    meshes = {size: DeviceMesh("cpu", list(range(size))) for size in (2, 4)}  # Every process must make every group.
+    for case, (_, size, *_) in CASES.items():
+        if rank < size:
+            learner = learner_of(root, case, meshes[size])
+            spread = [type(parameter) is DTensor for parameter in learner.parameters.values()]
+            found = outcome(learner, root, case)
+            folder = root / case if rank == 0 else None
+            if folder is not None:
+                folder.mkdir()
+            learner.model.save(folder)
+            local = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in learner.model.parameters())
+            again = {name: value.clone() for name, value in found["state"].items()}
+            learner.restore_base()
+            learner.load_state_dict(again)
+            back = all(torch.equal(whole(value), found["state"][name]) for name, value in learner.state_dict().items())
+            torch.save({**found, "spread": spread, "local": local, "back": back}, root / f"{case}.{rank}.pt")
+    (root / f"{rank}.json").write_text(json.dumps("over"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("parallel")
+    for architecture in {case[0] for case in CASES.values()}:
+        make_checkpoint(root / architecture, architecture)
+    torch.multiprocessing.start_processes(one_process, args=(root,), nprocs=NUM_PROCESSES, start_method="spawn")
+    return root
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_workers_together_are_one(root, case):
+    _, size, strategy, _, precision, _ = CASES[case]
+    results = [torch.load(root / f"{case}.{rank}.pt", weights_only=True) for rank in range(size)]
+    alone = learner_of(root, case)
+    expected = outcome(alone, root, case)
+    close = 1e-4 if precision == "fp32" else 2e-2
+    for result in results:
+        assert result["counts"] == expected["counts"]
+        assert result["losses"] == pytest.approx(expected["losses"], abs=close)
+        assert all(result["read"][name] == pytest.approx(values, abs=10 * close) for name, values in expected["read"].items())
+        assert all(torch.equal(value, results[0]["state"][name]) for name, value in result["state"].items())
+        assert result["back"]
+        assert all(result["spread"]) == any(result["spread"]) == (strategy == "fsdp")
+    num_weights = sum(parameter.numel() for parameter in alone.model.parameters())
+    assert sum(result["local"] for result in results) == num_weights * (1 if strategy == "fsdp" else size)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_several_workers_save_is_the_model(root, case):
+    saved = load_model(root / case, "transformers")
+    alone = learner_of(root, case)
+    alone.load_state_dict(torch.load(root / f"{case}.0.pt", weights_only=True)["state"])  # Elastic: of several, gone on with by one.
+    (root / f"{case}.alone").mkdir()
+    alone.model.save(root / f"{case}.alone")
+    expected = dict(load_model(root / f"{case}.alone", "transformers").named_parameters())
+    assert len(expected) == len(dict(saved.named_parameters()))
+    for name, value in saved.named_parameters():
+        assert torch.allclose(value, expected[name], atol=1e-6 if CASES[case][4] == "fp32" else 1e-2), name
