@@ -194,6 +194,15 @@ def _watch(config: Config, run_dir: str, method: str, seed: int, ranks: Ranks) -
     return Watch(Telemetry(ray.util.metrics), tracker, run=config.name, method=method, seed=str(seed))
 
 
+def _device(use_gpu: bool) -> torch.device:
+    if use_gpu and not torch.cuda.is_available():
+        raise UserError(
+            f"target.parallelism.use_gpu: needs a GPU that torch sees on every node that tunes, got torch {torch.__version__} without one; "
+            "install with `make setup REQUIREMENTS=gpu`, or set it to false"
+        )
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
 def target_builder(
     config: Config, base_folder: str, ranks: Ranks = SINGLE, device: torch.device | None = None, learner: type[Learner] | None = None
 ) -> CaseBuilder:
@@ -205,10 +214,13 @@ def target_builder(
         ranks: this worker's place in its group.
         device: where the model goes; None: the GPU this process was given, if the target is to use one.
         learner: what tunes it; None: what suits its implementation.
+
+    Raises:
+        UserError: a GPU is to be used and torch sees none.
     """
     target = config.target
     if device is None:
-        device = torch.device("cuda" if target.parallelism.use_gpu and torch.cuda.is_available() else "cpu")
+        device = _device(target.parallelism.use_gpu)
     torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
     model = load_model(base_folder, target.model.implementation, target.lora, target.precision)
     together = ranks.world_size > 1

@@ -282,3 +282,9 @@ def test_trains_own_handler_is_undone():
     with pytest.raises(KeyboardInterrupt):
         _fit(Trainer())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_gpu_that_torch_does_not_see_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^target\.parallelism\.use_gpu: needs a GPU that torch sees .*REQUIREMENTS=gpu"):
+        target_builder(config_with(target={"parallelism": {"use_gpu": True}}), str(tmp_path))
