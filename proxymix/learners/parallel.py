@@ -60,6 +60,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def num_parts(tensor: Tensor) -> int:
+    """Workers that `tensor` is spread out over; 1: it is whole on each."""
+    return tensor.device_mesh.size() if isinstance(tensor, DTensor) else 1
+
+
+def part(tensor: Tensor) -> Tensor:
+    """The part of `tensor` that is on this worker; all parts follow each other along the first dimension, in the order of the workers."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @torch.no_grad()
 def put(target: Tensor, source: Tensor) -> None:
     """Copies `source`, whole or spread out as `target` is, into `target`."""
