@@ -44,7 +44,7 @@ class Checkpoints:
 
         Args:
             place: folder or fsspec URL that all workers see.
-            keep: whole checkpoints that stay; while one is written there is one more.
+            keep: whole checkpoints that stay beside the one that is being written.
             rank: this worker's.
         """
         self.place, self.keep, self.rank = place, keep, rank

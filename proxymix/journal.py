@@ -118,6 +118,7 @@ class RunJournal:
         Raises:
             UserError: on all workers, the state before could not be saved on one.
         """
+        self.ranks.together(self.checkpoints.wait)
         self.rows.append(record_row(record))
         if self.writes:
             self._account_for(record)
@@ -128,7 +129,6 @@ class RunJournal:
         if run.done:
             return  # `done` takes the place of a last state; a kill before it is written costs one stage.
 
-        self.ranks.together(self.checkpoints.wait)
         self.checkpoints.save(len(self.rows), self.learner.state_dict(), {"run": run.state_dict(), "rows": self.rows})
 
     def task_finished(self, run: ContinualRun, task_index: int) -> None:

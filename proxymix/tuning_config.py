@@ -146,7 +146,7 @@ class CheckpointsConfig(Strict):
     storage: str | None = None
     """Folder or fsspec URL (`s3://…`, `gs://…`) that every worker can write, for the stage boundaries. None: the run folder."""
     keep: int = Field(default=2, ge=1)
-    """Stage boundaries that stay, the newest ones; while one is written there is one more."""
+    """At least so many of the newest whole stage boundaries stay; they lie there beside the one that is being written."""
 
 
 class TargetConfig(Strict):
