@@ -22,7 +22,7 @@ from proxymix.data.portions import Portion, portions
 from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.learners.learner import EVALUATION_ROWS, token_losses
 from proxymix.learners.models import TransformersModel
-from proxymix.learners.parallel import gradients_stay, put, spread, whole
+from proxymix.learners.parallel import forget_whole, gradients_stay, put, spread, whole
 from proxymix.learners.schedule import rate_factor
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class LargeLearner:
 
     def restore_base(self) -> None:
         """Back to the weights the learner was built with; no file is read."""
+        forget_whole(self.network)
         for name, parameter in self.parameters.items():
             put(parameter, self.base[name])
         self.begin_task(1)
@@ -132,6 +133,7 @@ class LargeLearner:
         num_steps, steps_done = tensors["progress"].tolist()
         self.begin_task(num_steps)
         self.steps_done = steps_done
+        forget_whole(self.network)
         for name, parameter in self.parameters.items():  # One tensor at a time: they may not fit side by side.
             put(parameter, tensors[f"weights.{name}"])
             for moment in MOMENTS:
