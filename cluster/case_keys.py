@@ -35,7 +35,9 @@ CODE = (
 
 def case_key(config: Config, role: Literal["proxy", "target"], base_folder: str, case: Case, rule: Any) -> str:
     """Of one model's run of `case` from the base in `base_folder`, steered by `rule` (a JSON value)."""
-    model = getattr(config, role).model_dump(mode="json", exclude={"model": True, "parallelism": {"num_workers", "threads_per_worker"}})
+    model = getattr(config, role).model_dump(
+        mode="json", exclude={"model": True, "checkpoints": True, "parallelism": {"num_workers", "threads_per_worker"}}
+    )
     facts = {
         "model": [getattr(config, role).model.implementation, model, _base_facts(getattr(config, role).model, base_folder)],
         "tuning": [config.tuning.model_dump(mode="json"), config.tuning.probe_budget],

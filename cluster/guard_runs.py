@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from cluster.case_keys import case_key
-from cluster.ranks import Ranks, SharedController
+from cluster.ranks import SharedController
 from cluster.tasks import kept_builder, run_cached_tasks
 from proxymix.account import Account, Cost, Meter
 from proxymix.cases import Case, proxy_builder
@@ -23,6 +23,7 @@ from proxymix.config import PROXYMIX, Config
 from proxymix.continual import run_continual
 from proxymix.controllers.held import HeldDecisions
 from proxymix.errors import UserError
+from proxymix.ranks import Ranks
 from proxymix.types import Controller, SourceReading, StageBoundary
 
 

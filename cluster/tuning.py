@@ -24,19 +24,22 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from torch.distributed.device_mesh import init_device_mesh
 
-from cluster.ranks import Ranks, SharedController
+from cluster.ranks import SharedController
 from proxymix.account import Account
 from proxymix.artifacts import read_json, read_jsonl, target_folder, write_json
 from proxymix.cases import Case, CaseBuilder, sequence_tasks
+from proxymix.checkpoints import Checkpoints
 from proxymix.config import PROXYMIX, Config
 from proxymix.continual import run_continual
 from proxymix.controllers.held import HeldDecisions
+from proxymix.data.fingerprints import content_key
 from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.journal import RunJournal, is_finished
 from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.large import LargeLearner
 from proxymix.learners.learner import Learner
 from proxymix.learners.models import TransformersModel, load_model
+from proxymix.ranks import ALONE, Ranks
 from proxymix.telemetry import Telemetry
 from proxymix.tracking import NoTracker, check_tracker, open_tracker
 from proxymix.types import Controller
@@ -46,7 +49,6 @@ Assignment = tuple[str, int]
 """Method and seed of one target run."""
 MAX_RESTARTS = 3
 """Of the worker group, over all assignments."""
-SINGLE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -168,22 +170,38 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
     account, workers = Account(Path(plan.run_dir) / "costs.jsonl"), config.target.parallelism.num_workers
     gpus = workers * config.target.parallelism.use_gpu
     folder = target_folder(plan.run_dir, method, seed)
-    journal = RunJournal(folder, builder.learner, Path(plan.base_folder), account, workers, gpus, writes=ranks.rank == 0)
-    if journal.finished:
+    if is_finished(folder):
         return
+    kept = Checkpoints(_checkpoint_place(config, folder), config.target.checkpoints.keep, ranks.rank)
+    journal = RunJournal(folder, builder.learner, Path(plan.base_folder), account, workers, gpus, ranks=ranks, checkpoints=kept)
     tasks = sequence_tasks(config)
     run = builder.build(Case(f"{config.name}/{method}/seed{seed}", tasks, (config.tuning.steps_per_stage,) * len(tasks), seed))
-    journal.resume(run)
     every = config.controller.decide_every if method == PROXYMIX else 1
 
     def build() -> Controller:
         return HeldDecisions(plan.controller_for(method, seed), every, journal.last_decision)
 
-    with closing(SharedController(method, build, ranks)) as controller, closing(_watch(config, plan.run_dir, method, seed, ranks)) as watch:
+    with (
+        closing(journal),
+        closing(SharedController(method, build, ranks)) as controller,
+        closing(_watch(config, plan.run_dir, method, seed, ranks)) as watch,
+    ):
+        journal.resume(run)
         try:
             run_continual(run, controller, WatchedJournal(journal, watch) if ranks.rank == 0 else journal)
         except NonFiniteLossError as error:
             raise UserError(f"target run {run.name}: {error}") from error
+
+
+def _checkpoint_place(config: Config, folder: Path) -> str:
+    """In the run's `folder`; elsewhere, with the hash of all that decides the run in its name: a run that is like it but in name starts anew."""
+    storage = config.target.checkpoints.storage
+    if storage is None:
+        return str(folder / "state")
+    kinds = {"seed", "sequence", "pretraining", "controller", "transfer", "tuning"}
+    facts = config.model_dump(mode="json", include=kinds, exclude_defaults=True)  # A key that is newer than the run changes nothing.
+    facts["target"] = config.target.model_dump(mode="json", exclude={"parallelism", "checkpoints"}, exclude_defaults=True)
+    return f"{storage.rstrip('/')}/{config.name}-{content_key(facts)[:12]}/{folder.parent.name}/{folder.name}"
 
 
 def _watch(config: Config, run_dir: str, method: str, seed: int, ranks: Ranks) -> Watch:
@@ -204,7 +222,7 @@ def _device(use_gpu: bool) -> torch.device:
 
 
 def target_builder(
-    config: Config, base_folder: str, ranks: Ranks = SINGLE, device: torch.device | None = None, learner: type[Learner] | None = None
+    config: Config, base_folder: str, ranks: Ranks = ALONE, device: torch.device | None = None, learner: type[Learner] | None = None
 ) -> CaseBuilder:
     """Builds runs of the target model as `config.target` wants it: adapters, precision, device, ranks.
 

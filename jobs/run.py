@@ -222,15 +222,18 @@ def with_absolute_paths(config: Config) -> Config:
     for role in ("proxy", "target"):
         if path := tree[role]["model"]["path"]:
             tree[role]["model"]["path"] = str(Path(path).resolve())
+    storage = tree["target"]["checkpoints"]["storage"]
+    if storage and "://" not in storage:
+        tree["target"]["checkpoints"]["storage"] = str(Path(storage).resolve())
     if path := tree["controller"]["path"]:
         tree["controller"]["path"] = str(Path(path).resolve())
     return Config.model_validate(tree)
 
 
 def _without_workers(config: Config) -> dict[str, Any]:
-    """How many workers tune the target, and how, may change at any time; nothing but rounding depends on it."""
+    """How many workers tune the target, how, and where they keep what they go on from may change; nothing but rounding depends on it."""
     tree = config.model_dump(mode="json")
-    del tree["target"]["parallelism"]
+    del tree["target"]["parallelism"], tree["target"]["checkpoints"]
     return tree
 
 

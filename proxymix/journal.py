@@ -2,27 +2,25 @@
 
 runs/<name>/target/<method>/seed<k>/
     decisions.jsonl           every boundary, decision and realised count
-    state/                    the run at its last stage boundary; replaced whole
+    state/                    the run at its last stage boundaries (`checkpoints.py`), unless `target.checkpoints.storage` is elsewhere
     checkpoints/task<k>/      a Hugging Face folder after every task, scored by the evaluation actors
     done                      present once the run is over
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import load_file, save_file
+from uuid import uuid4
 
 from proxymix.account import Account, Cost
-from proxymix.artifacts import read_jsonl, write_folder, write_json, write_jsonl, write_text
+from proxymix.artifacts import write_folder, write_jsonl, write_text
+from proxymix.checkpoints import Checkpoints
 from proxymix.continual import ContinualRun
 from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.models import save_model
-from proxymix.learners.parallel import whole
+from proxymix.ranks import ALONE, Ranks
 from proxymix.types import Decision, StageRecord
 
 
@@ -67,7 +65,8 @@ class RunJournal:
         workers: int = 1,
         gpus: int = 0,
         *,
-        writes: bool = True,
+        ranks: Ranks = ALONE,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         """Nothing is written yet.
 
@@ -78,10 +77,13 @@ class RunJournal:
             account: gets a line a stage.
             workers: processes that tune together; this one's CPU seconds stand for each of theirs.
             gpus: held by all of them together.
-            writes: whether this worker does. The others have journals too: what is saved may lie with all of them.
+            ranks: this worker's place. The first one writes; the others have journals too, as what is saved may lie with all of them.
+            checkpoints: where stage boundaries are kept; None: in `folder`.
         """
         self.folder, self.learner, self.base_folder = folder, learner, base_folder
-        self.account, self.workers, self.gpus, self.writes = account, workers, gpus, writes
+        self.account, self.workers, self.gpus, self.ranks = account, workers, gpus, ranks
+        self.writes = ranks.rank == 0
+        self.checkpoints = checkpoints or Checkpoints(str(folder / "state"), rank=ranks.rank)
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -99,18 +101,24 @@ class RunJournal:
 
     def resume(self, run: ContinualRun) -> bool:
         """Puts `run` and its learner where the last stage boundary left them; False when there is nothing to go on from."""
-        state = self.folder / "state"
-        if not state.exists():
-            return False
-        progress = json.loads((state / "run.json").read_text())
-        run.load_state_dict(progress["run"])
-        self.learner.load_state_dict(load_file(state / "learner.safetensors"))
-        # A kill between the two writes leaves one row more than the state knows of; that stage is tuned again.
-        self.rows = list(read_jsonl(self.folder / "decisions.jsonl"))[: progress["num_rows"]]
-        return True
+        name, self.checkpoints.attempt = self.ranks.from_first(lambda: (self.checkpoints.newest(), uuid4().hex[:8]))
+        if name is not None:
+            with self.checkpoints.read(name) as (progress, tensors):
+                run.load_state_dict(progress["run"])
+                self.learner.load_state_dict(tensors)
+            self.rows = progress["rows"]
+        rows = self.folder / "decisions.jsonl"
+        if self.writes and (self.rows or rows.exists()):
+            write_jsonl(rows, self.rows)  # Rows of stages after the checkpoint go; these are tuned again.
+        return name is not None
 
     def stage_finished(self, run: ContinualRun, record: StageRecord) -> None:
-        """Appends the decision, then saves the state it led to (after the last stage: nothing, the checkpoint is all)."""
+        """Appends the decision, then begins to save the state it led to (after the last stage: nothing, the model is all).
+
+        Raises:
+            UserError: on all workers, the state before could not be saved on one.
+        """
+        self.ranks.together(self.checkpoints.wait)
         self.rows.append(record_row(record))
         if self.writes:
             self._account_for(record)
@@ -121,20 +129,20 @@ class RunJournal:
         if run.done:
             return  # `done` takes the place of a last state; a kill before it is written costs one stage.
 
-        tensors = {name: whole(value).contiguous() for name, value in self.learner.state_dict().items()}
-
-        def fill(folder: Path) -> None:
-            save_file(tensors, folder / "learner.safetensors")
-            write_json(folder / "run.json", {"run": run.state_dict(), "num_rows": len(self.rows)})
-
-        if self.writes:
-            write_folder(self.folder / "state", fill)
+        self.checkpoints.save(len(self.rows), self.learner.state_dict(), {"run": run.state_dict(), "rows": self.rows})
 
     def task_finished(self, run: ContinualRun, task_index: int) -> None:
         """Marks the end of the last task."""
-        if run.done and self.writes:
+        if not run.done:
+            return
+        self.ranks.together(self.checkpoints.wait)  # Nobody writes where the first one clears.
+        if self.writes:
             write_text(self.folder / "done", f"{task_index + 1} tasks\n")
-            shutil.rmtree(self.folder / "state", ignore_errors=True)
+            self.checkpoints.clear()
+
+    def close(self) -> None:
+        """What is being saved is saved; for the way out, whatever the reason."""
+        self.checkpoints.close()
 
     def _account_for(self, record: StageRecord) -> None:
         """Before anything else is written: a stage whose state is lost is tuned again, and then has two lines."""

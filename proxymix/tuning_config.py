@@ -140,6 +140,15 @@ class ParallelismConfig(Strict):
     """One GPU per worker."""
 
 
+class CheckpointsConfig(Strict):
+    """What a target run goes on from when it was stopped."""
+
+    storage: str | None = None
+    """Folder or fsspec URL (`s3://…`, `gs://…`) that every worker can write, for the stage boundaries. None: the run folder."""
+    keep: int = Field(default=2, ge=1)
+    """At least so many of the newest whole stage boundaries stay; they lie there beside the one that is being written."""
+
+
 class TargetConfig(Strict):
     """The large model that is tuned for real."""
 
@@ -155,6 +164,7 @@ class TargetConfig(Strict):
     gradient_checkpointing: bool = False
     """Activations are computed twice and not kept: less memory, about a third more time."""
     parallelism: ParallelismConfig = ParallelismConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
 
 
 class TuningConfig(Strict):

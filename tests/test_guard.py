@@ -192,6 +192,7 @@ def test_a_resumed_run_decides_as_an_undisturbed_one(smoke_builder, smoke_case, 
     run, killed = start("killed")
     with pytest.raises(KilledError):
         run_continual(run, GuardedController(Ramp(2.0), suspicious, FALLBACK), Killed(killed))
+    killed.close()
     run, resumed = start("killed")
     run_continual(run, GuardedController(Ramp(2.0), suspicious, FALLBACK), resumed)
     rows = [[{**row, "seconds": None} for row in read_jsonl(journal.folder / "decisions.jsonl")] for journal in (whole, resumed)]

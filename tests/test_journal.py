@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from proxymix import checkpoints
 from proxymix import journal as journal_module
 from proxymix.account import Account
 from proxymix.artifacts import read_jsonl
+from proxymix.checkpoints import Checkpoints
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import Ramp
 from proxymix.journal import RunJournal, is_finished
@@ -100,6 +102,8 @@ def killed_after(num_writes, patch):
 
     for name in ("write_jsonl", "write_folder", "write_text"):
         patch.setattr(journal_module, name, counted(getattr(journal_module, name)))
+    patch.setattr(checkpoints, "save_file", counted(checkpoints.save_file))
+    patch.setattr(Checkpoints, "_seal", counted(Checkpoints._seal))
 
 
 def test_a_run_killed_before_any_write_ends_as_one_that_never_was(start, whole, monkeypatch):
@@ -111,7 +115,7 @@ def test_a_run_killed_before_any_write_ends_as_one_that_never_was(start, whole, 
             try:
                 run_continual(run, CONTROLLER, journal)
             except KilledError:
-                pass
+                journal.close()
             else:
                 break  # every write has been the missing one once
         run, journal, _ = start(folder)
@@ -119,7 +123,7 @@ def test_a_run_killed_before_any_write_ends_as_one_that_never_was(start, whole, 
         assert journal.finished
         assert rows(journal.folder) == rows(whole)
         assert all(same(weights(journal.folder, task), weights(whole, task)) for task in (0, 1))
-    assert num_writes == 4 + 2 + 3 + 1  # decisions, checkpoints, states, done
+    assert num_writes == 4 + 2 + 3 * 2 + 1  # decisions, models, shards and their hashes, done
 
 
 def test_every_stage_has_its_line_in_the_account(smoke_builder, smoke_case, base_folder, tmp_path):
@@ -140,6 +144,7 @@ def test_resuming_goes_on_and_does_not_start_over(start, whole):
     for _ in range(3):
         decision = CONTROLLER.decide(run.observe())
         journal.stage_finished(run, run.advance(decision))
+    journal.close()
     run, journal, resumed = start("halted")
     assert resumed
     assert (run.task_index, run.stage_index, len(journal.rows)) == (1, 1, 3)

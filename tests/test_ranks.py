@@ -6,8 +6,8 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from cluster.ranks import Ranks
 from proxymix.errors import UserError
+from proxymix.ranks import Ranks
 
 
 def one_rank(rank, store, results):

@@ -22,7 +22,7 @@ from proxymix.data.portions import Portion, portions
 from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.learners.learner import EVALUATION_ROWS, token_losses
 from proxymix.learners.models import TransformersModel
-from proxymix.learners.parallel import gradients_stay, put, spread, whole
+from proxymix.learners.parallel import forget_whole, gradients_stay, put, spread, whole
 from proxymix.learners.schedule import rate_factor
 
 if TYPE_CHECKING:
@@ -116,7 +116,9 @@ class LargeLearner:
 
     def restore_base(self) -> None:
         """Back to the weights the learner was built with; no file is read."""
-        self._put(self.base)
+        forget_whole(self.network)
+        for name, parameter in self.parameters.items():
+            put(parameter, self.base[name])
         self.begin_task(1)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -129,10 +131,11 @@ class LargeLearner:
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`."""
         num_steps, steps_done = tensors["progress"].tolist()
-        self._put({name: tensors[f"weights.{name}"] for name in self.parameters})
         self.begin_task(num_steps)
         self.steps_done = steps_done
-        for name, parameter in self.parameters.items():
+        forget_whole(self.network)
+        for name, parameter in self.parameters.items():  # One tensor at a time: they may not fit side by side.
+            put(parameter, tensors[f"weights.{name}"])
             for moment in MOMENTS:
                 put(self.optimizer.state[parameter][moment], tensors[f"optimizer.{name}.{moment}"])
 
@@ -175,10 +178,6 @@ class LargeLearner:
         wrong = (~losses.isfinite()).nonzero().flatten().tolist()
         what = f"gradient norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
         return NonFiniteLossError(what, self.steps_done, row=wrong[0] if wrong else None)
-
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            put(parameter, weights[name])
 
     @torch.no_grad()
     def _check_rows_stay_apart(self) -> None:

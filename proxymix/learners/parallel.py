@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,6 +58,23 @@ def gradients_stay(network: nn.Module, stay: bool) -> Iterator[None]:
 def whole(tensor: Tensor) -> Tensor:
     """All of `tensor`, which may be spread out; then every worker must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def forget_whole(network: nn.Module) -> None:
+    """Whole weights that FSDP2 still holds from reading go: it would use them once more, whatever is `put` into the parts."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def num_parts(tensor: Tensor) -> int:
+    """Workers that `tensor` is spread out over; 1: it is whole on each."""
+    return tensor.device_mesh.size() if isinstance(tensor, DTensor) else 1
+
+
+def part(tensor: Tensor) -> Tensor:
+    """The part of `tensor` that is on this worker; all parts follow each other along the first dimension, in the order of the workers."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
