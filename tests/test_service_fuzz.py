@@ -1,5 +1,6 @@
 """The service under whatever a client may send: any boundary gets a mixture, nothing gets a 5xx, every answer is as the OpenAPI document says."""
 
+import asyncio
 import math
 
 import pytest
@@ -9,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from benchmarks.service_fuzz import Answer, Ask, encoded, faults, fuzz
 from proxymix.types import SourceReading, StageBoundary
 from services.app import build_app
 from services.catalogue import Catalogue, entry_of
 from services.schemas import DecisionRequest, DecisionResponse
-
 
 CHECKS = {
     # The document cannot say what holds between fields (one source is current, …), so not all that fits it is accepted.
@@ -111,3 +112,34 @@ def test_a_boundary_outside_the_format_is_refused_before_it_is_sent():
     bad = StageBoundary(0, 0, 1, (SourceReading("math", "current", (math.nan,)), *boundary.sources[:2]))
     with pytest.raises(ValidationError):
         DecisionRequest.from_boundary(bad, "r")
+
+
+def test_a_sample_of_the_benchmarks_requests_has_no_fault():
+    statuses, wrong = asyncio.run(fuzz(1000, seed=1))
+    assert wrong == []
+    assert {200, 400, 404, 405, 413, 422} <= set(statuses)
+
+
+def answered(**changes):
+    weights = {"safety": 0.25, "code": 0.25, "math": 0.5}
+    body = {"weights": weights, "replay_share": 0.5, "controller": {"name": "c", "sha256": "0" * 64}, "request_id": "r"} | changes
+    return Answer(200, encoded(body))
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (answered(), None),
+        (answered(weights={"safety": 0.25, "code": 0.25, "math": 0.6}), "sum to 1"),
+        (answered(weights={"safety": -0.5, "code": 0.5, "math": 1.0}), "greater than or equal to 0"),
+        (answered(weights={"safety": 0.25, "later": 0.25, "math": 0.5}), "unseen source"),
+        (answered(weights={"safety": 0.5, "math": 0.5}), "without a weight"),
+        (answered(more=1), "not as the schema says"),
+        (Answer(422, b"{}"), "refused"),
+        (Answer(500, b""), "status 500"),
+        (Answer(), "status 0"),
+    ],
+)
+def test_the_benchmark_sees_what_is_wrong(answer, fault):
+    found = faults(Ask(body=encoded(example()), is_sound=True), answer)
+    assert any(fault in one for one in found) if fault else found == []
