@@ -56,7 +56,7 @@ class Gate:
         if self.token is not None and not is_open and not is_authorized(headers.get("authorization", ""), self.token):
             return problem(401, "a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
         declared = headers.get("content-length", "")
-        if declared.isdigit() and (len(declared) > 18 or int(declared) > self.max_body_bytes):
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self.max_body_bytes):
             return problem(413, self.too_large)
         return None
 

@@ -93,7 +93,7 @@ def _choosers(catalogue: Catalogue) -> dict[str, Chooser]:
 
 
 def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int, runs: RecentRuns) -> None:
-    @router.post(f"{prefix}/decisions", responses=documented(401, 404, 408, 412, 413, 422, 503))
+    @router.post(f"{prefix}/decisions", responses=documented(400, 401, 404, 408, 412, 413, 422, 503))
     async def decide(
         body: DecisionRequest, request: Request, response: Response, entry: Annotated[Entry, Depends(choose)], fallbacks: Fallbacks = 0
     ) -> DecisionResponse:
@@ -109,7 +109,7 @@ def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, pool: Decisi
 
 
 def _add_simulations(router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int) -> None:
-    @router.post(f"{prefix}/simulate", responses=documented(401, 404, 408, 412, 413, 422, 503))
+    @router.post(f"{prefix}/simulate", responses=documented(400, 401, 404, 408, 412, 413, 422, 503))
     async def simulated(body: DecisionRequest, request: Request, entry: Annotated[Entry, Depends(choose)]) -> SimulationResponse:
         """What the controller would have decided at every boundary of the run whose losses are given, up to and with the one described."""
         _admit(body, request, entry, max_sources)

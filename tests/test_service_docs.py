@@ -100,3 +100,10 @@ def test_the_page_has_examples_of_everything():
     ):
         assert path in commands
     assert sum(answer is not None for _, answer in documented()) >= 2
+
+
+def test_the_page_lists_every_route():
+    document = build_app(Changed(), token=None).openapi()
+    routes = {f"`{method.upper()} {path}`" for path, methods in document["paths"].items() for method in methods}
+    assert len(routes) > 10
+    assert {route for route in routes if route not in PAGE} == set()

@@ -1,0 +1,100 @@
+"""Runs come and go while replicas are killed and the config is redeployed: no decision is lost, none falls back, none changes controller half-way."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+
+import pytest
+from fake_service import example, save
+
+from proxymix.controllers.baselines import UniformReplay
+from proxymix.service_config import ServedControllerConfig, ServiceConfig
+from services.client import ServiceController
+from services.schemas import DecisionRequest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray Serve itself uses parts of pydantic that are deprecated.
+    import ray
+    from ray.serve.context import _get_global_client
+
+    from services.deployment import deploy, undeploy
+
+from test_serve import free_port
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+BOUNDARY = DecisionRequest.model_validate(example()).to_boundary()
+DECISIONS_PER_RUN = 5
+TIME_LIMIT_S = 180.0
+
+
+@pytest.fixture
+def cluster():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Runs(threading.Thread):
+    """Target runs one after another, each asking through the client as a real one does; keeps what each heard."""
+
+    def __init__(self, url, service):
+        super().__init__(daemon=True)
+        self.url, self.service, self.stopping = url, service, threading.Event()
+        self.heard, self.failures = [], []
+
+    def run(self):
+        while not self.stopping.is_set():
+            with ServiceController(self.url, self.service, run=f"run{len(self.heard)}", fallback=UniformReplay(0.3)) as controller:
+                try:
+                    decisions = [controller.decide(BOUNDARY) for _ in range(DECISIONS_PER_RUN)]
+                except Exception as error:  # Whatever it is, it is what must not happen.
+                    self.failures.append(repr(error))
+                    continue
+            self.heard.append({decision.sha256 for decision in decisions})
+            self.failures += [decision.fallback for decision in decisions if decision.fallback]
+
+
+def replica_pids():
+    """Processes of the replicas that run now."""
+    (app,) = _get_global_client().get_serve_details()["applications"].values()
+    (deployment,) = app["deployments"].values()
+    return {replica["pid"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"}
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + TIME_LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_no_decision_is_lost_while_replicas_are_killed_and_the_config_is_redeployed(cluster, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    hashes = {first: save(first, 0.1, "mix"), second: save(second, 0.2, "mix")}
+    service = ServiceConfig(port=free_port(), num_replicas=2, retries=12)
+    url = deploy(first, service)
+    traffic = [Runs(url, service) for _ in range(3)]
+    try:
+        for runs in traffic:
+            runs.start()
+        for number_killed, default, other in ((1, second, first), (1, first, second), (2, second, first)):
+            killed = sorted(replica_pids())[:number_killed]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            deploy(default, service.model_copy(update={"controllers": [ServedControllerConfig(path=str(other))]}))
+            wait_for(lambda gone=set(killed): len(pids := replica_pids()) == 2 and not pids & gone)
+            before = [len(runs.heard) for runs in traffic]
+            wait_for(lambda before=before: all(len(runs.heard) > count + 1 for runs, count in zip(traffic, before, strict=True)))
+            assert all(runs.heard[-1] == {hashes[default]} for runs in traffic)
+    finally:
+        for runs in traffic:
+            runs.stopping.set()
+        for runs in traffic:
+            runs.join(TIME_LIMIT_S)
+        undeploy()
+    assert [failure for runs in traffic for failure in runs.failures] == []
+    heard = [hashes_of_run for runs in traffic for hashes_of_run in runs.heard]
+    assert all(len(hashes_of_run) == 1 for hashes_of_run in heard)
+    assert set().union(*heard) == set(hashes.values())
