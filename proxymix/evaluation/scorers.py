@@ -14,8 +14,8 @@ from proxymix.types import Example, Scorer
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _LETTER = r"\(?([A-Z])\)?"
-_OPTION = re.compile(rf"^{_LETTER}(?:[.):,]|\s|$)")
-_CHOSEN = re.compile(rf"\b(?:answer|choice|option)(?: is)?:?\s*{_LETTER}(?![\w'])", re.IGNORECASE)
+_OPTION = re.compile(rf"^{_LETTER}(?:[.):,]|$)")
+_CHOSEN = re.compile(rf"^{_LETTER}(?=\s)|\b(?i:answer|choice|option)(?: is)?:?\s*{_LETTER}(?![\w'])")
 
 
 def exact_match(prediction: str, response: str) -> bool:
@@ -39,7 +39,7 @@ def choice(prediction: str, response: str) -> bool | None:
     if wanted is None:
         return _words(prediction) == _words(response)
     chosen = _OPTION.match(prediction.strip()) or _CHOSEN.search(prediction)
-    return chosen is not None and chosen.group(1).upper() == wanted.group(1)
+    return chosen is not None and wanted.group(1) in chosen.groups()
 
 
 def numeric(prediction: str, response: str) -> bool | None:
