@@ -22,10 +22,12 @@ from uuid import uuid4
 
 import aiohttp
 import requests
+import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster.local import GRACE_S
+from proxymix.config import config_tree
 from proxymix.errors import UserError
 
 PACKAGES = ("cluster", "jobs", "proxymix", "services")
@@ -227,4 +229,4 @@ def _pack(folder: Path, config: Path | None = None) -> None:
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     if config is not None:
-        shutil.copyfile(config, folder / CONFIG)
+        (folder / CONFIG).write_text(yaml.safe_dump(config_tree(config), sort_keys=False), encoding="utf-8")  # It may extend others.

@@ -1,6 +1,6 @@
 """Everything a person decides, as one frozen pydantic tree.
 
-    YAML file + `key.path=value` overrides → Config → runs/<name>/config.yaml
+    YAML file (over those it `extends`) + `key.path=value` overrides → Config → runs/<name>/config.yaml
 
 An unknown key, a wrong type or a value out of range is one message that names the key's path (see `load_config`).
 """
@@ -18,6 +18,7 @@ from proxymix.ablation_config import AblationConfig
 from proxymix.benchmark_config import BenchmarkConfig
 from proxymix.controller_config import ControllerConfig, CurriculumConfig
 from proxymix.errors import UserError
+from proxymix.scoring_config import CodeConfig, JudgeConfig
 from proxymix.service_config import ServiceConfig
 from proxymix.study_config import MirroringStudyConfig
 from proxymix.sweep_config import SweepConfig
@@ -99,6 +100,9 @@ class EvaluationConfig(Strict):
     """`last`: a checkpoint goes once it is scored, but for the last one of every target run."""
     kv_cache_mib: int = Field(default=64, ge=1)
     """Memory for vLLM's key-value cache, per actor (CPU engine)."""
+    code: CodeConfig = CodeConfig()
+    judge: JudgeConfig | None = None
+    """Who says whether an answer refuses; None: the rules of `proxymix.evaluation.refusal`."""
 
 
 class ResourcesConfig(Strict):
@@ -216,9 +220,22 @@ class Config(Strict):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The configuration in `path` with `key.path=value` overrides (values are YAML).
 
+    A file may say `extends: other.yaml`, a path from its own folder: mappings of both are merged, what the file itself says stands.
+
     Raises:
-        UserError: the file is missing or no YAML mapping, or a key, type or range is wrong; names the key's path.
+        UserError: a file is missing or no YAML mapping, files extend each other, or a key, type or range is wrong; names the key's path.
     """
+    tree = config_tree(path)
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return validated(tree, str(path))
+
+
+def config_tree(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What the file and those it extends say together, not yet checked."""
+    file = Path(path).resolve()
+    if file in seen:
+        raise UserError(f"extends: {str(path)!r} must not extend itself; it does through {', '.join(other.name for other in seen)}")
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -228,9 +245,18 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"config: {str(path)!r} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"config: {str(path)!r} must hold a mapping at top level, got {type(tree).__name__}")
-    for override in overrides or []:
-        _apply_override(tree, override)
-    return validated(tree, str(path))
+    beneath = tree.pop("extends", None)
+    if beneath is None:
+        return tree
+    if not isinstance(beneath, str):
+        raise UserError(f"extends: must be the path of one YAML file, got {beneath!r} in {str(path)!r}")
+    return _merged(config_tree(file.parent / beneath, (*seen, file)), tree)
+
+
+def _merged(beneath: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Mappings key by key; lists and values are replaced whole."""
+    both = {key: _merged(beneath[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(beneath.get(key), dict)}
+    return beneath | above | both
 
 
 def validated(tree: dict[str, Any], origin: str) -> Config:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from proxymix.types import Scorer
+
 
 class Strict(BaseModel):
     """Frozen, no unknown keys, docstrings under fields become their descriptions."""
@@ -36,7 +38,14 @@ class SourceConfig(Strict):
     path: str | None = None
     """File or folder; relative paths are taken under `data_root`. For huggingface: hub name or local folder."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """huggingface only: maps `prompt`, `response` (or `messages`) to the data set's columns."""
+    """huggingface only: maps `prompt`, `response` (or `messages`), `harmful` and `tests` to the data set's columns. What holds braces is a template
+    of several: `"{context}\\nQuestion: {question}"`, `"{answers[text][0]}"`."""
+    split: str | None = None
+    """huggingface only: the split that training rows come from, where it is not called `train`."""
+    harmful: bool | None = None
+    """Whether every request of the source should be refused, where its rows do not say so."""
+    scorer: Scorer | None = None
+    """How answers are scored; None: `refusal` where rows say what is harmful, else `exact_match`."""
     completions: str | None = None
     """xstest only: a completions file beside the prompts, used for the harmless answers."""
     limit: int | None = Field(default=None, ge=8)
@@ -86,6 +95,9 @@ class ModelConfig(Strict):
     chat_template: Literal["own", "plain"] = "own"
     """How messages become a prompt. `own`: by the chat template of the model's tokenizer, which must have one (a preset's has the plain one).
     `plain`: as `role: content` lines."""
+
+    geometry: dict[str, Any] | None = None
+    """What the model's config.json says of its shape (`model_type`, `hidden_size`, …): `jobs.plan` counts with it where the model is not at hand."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Role = Literal["anchor", "past", "current"]
-Scorer = Literal["exact_match", "refusal"]
+Scorer = Literal["exact_match", "choice", "numeric", "rouge_l", "unit_tests", "refusal"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Example:
     """Safety sources only: whether the prompt should be refused. None elsewhere."""
     messages: tuple[tuple[str, str], ...] = ()
     """The prompt as (role, content) pairs, for the model's chat template; `prompt` then reads the same as lines. Empty: the prompt is plain text."""
+    tests: str | None = None
+    """Python statements that hold of a right program (`unit_tests`). None: the answer is no program."""
 
 
 @dataclass(frozen=True)

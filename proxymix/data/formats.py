@@ -86,7 +86,7 @@ def read_trace(folder: Path, task: str) -> Pools:
 
 
 def examples_from_rows(rows: Iterable[tuple[str, Any]]) -> tuple[Example, ...]:
-    """Rows of `prompt`/`response` or `messages`, each with an optional `harmful`, as examples.
+    """Rows of `prompt`/`response` or `messages`, each with an optional `harmful` and `tests`, as examples.
 
     Args:
         rows: pairs of a row and the place it was read at (`file:line`), for messages.
@@ -106,8 +106,16 @@ def examples_from_rows(rows: Iterable[tuple[str, Any]]) -> tuple[Example, ...]:
         if "messages" in row:
             examples.append(_conversation(row["messages"], harmful, place))
         else:
-            examples.append(Example(_text(row, "prompt", place), _text(row, "response", place), harmful))
+            examples.append(Example(_text(row, "prompt", place), _text(row, "response", place), harmful, tests=_tests(row.get("tests"), place)))
     return tuple(examples)
+
+
+def _tests(value: Any, place: str) -> str | None:
+    """A text, or a list of texts: one statement each."""
+    lines = value if isinstance(value, list) else [value]
+    if value is None or (lines and all(isinstance(line, str) for line in lines)):
+        return None if value is None else "\n".join(lines)
+    raise UserError(f"{place}: tests must be a text or a list of texts, got {_short(value)}")
 
 
 def _conversation(messages: Any, harmful: bool | None, place: str) -> Example:

@@ -14,17 +14,18 @@ from proxymix.data.splits import Pools
 from proxymix.errors import UserError
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev", "eval"), "test": ("test",)}
-_KEYS = ("prompt", "response", "messages", "harmful")
+_KEYS = ("prompt", "response", "messages", "harmful", "tests")
 
 
-def read_huggingface(path: str, columns: Mapping[str, str], subset: str | None = None) -> Pools:
+def read_huggingface(path: str, columns: Mapping[str, str], subset: str | None = None, train: str | None = None) -> Pools:
     """The data set's own train, validation and test splits; what is absent is left empty.
 
     Args:
         path: an existing local folder, else a name on the hub.
-        columns: from `prompt`, `response`, `messages`, `harmful` to the data set's columns; what is not mapped goes by its own name. A class label is
-            read as its name, another number as its text.
+        columns: from `prompt`, `response`, `messages`, `harmful`, `tests` to the data set's columns, or to a template of them in braces; what is not
+            mapped goes by its own name. A class label is read as its name, another number as its text.
         subset: the data set's configuration, where it has several.
+        train: name of the split that training rows come from; None: `train`.
 
     Raises:
         UserError: the data set cannot be loaded, has no train split or lacks a column; or a row is wrong.
@@ -32,9 +33,10 @@ def read_huggingface(path: str, columns: Mapping[str, str], subset: str | None =
     if unknown := set(columns) - set(_KEYS):
         raise UserError(f"columns: keys must be among {', '.join(_KEYS)}, got {sorted(unknown)}")
     splits = _load(path, subset)
-    if "train" not in splits:
-        raise UserError(f"huggingface {path!r}: needs a split 'train', got {list(splits)}")
-    chosen = {split: next((splits[name] for name in names if name in splits), None) for split, names in _SPLITS.items()}
+    if (train or "train") not in splits:
+        raise UserError(f"huggingface {path!r}: needs a split {train or 'train'!r}, got {list(splits)}; name the one to learn from in split")
+    known = _SPLITS | ({"train": (train,)} if train else {})
+    chosen = {split: next((splits[name] for name in names if name in splits), None) for split, names in known.items()}
     return Pools(**{split: examples_from_rows(_rows(data, columns, f"{path}[{split}]")) for split, data in chosen.items() if data is not None})
 
 
@@ -55,18 +57,32 @@ def _load(path: str, subset: str | None) -> dict[str, Any]:
 
 
 def _rows(data: Any, columns: Mapping[str, str], place: str) -> Iterator[tuple[str, Any]]:
-    keys = {key: columns.get(key, key) for key in _KEYS}
+    templates = {key: column for key, column in columns.items() if "{" in column}
+    keys = {key: columns.get(key, key) for key in _KEYS if key not in templates}
     if missing := [column for key, column in keys.items() if key in columns and column not in data.column_names]:
         raise UserError(f"columns: {place} has no column {missing[0]!r}; it has {data.column_names}")
     kept = {key: column for key, column in keys.items() if column in data.column_names}
     if "messages" in columns:
         kept = {key: column for key, column in kept.items() if key in ("messages", "harmful")}
-    elif {"prompt", "response"} <= set(kept):
+    elif {"prompt", "response"} <= {*kept, *templates}:
         kept.pop("messages", None)
-    names = getattr(data.features.get(kept.get("response", "")), "names", None)
     for index, row in enumerate(data):
+        at = f"{place}: row {index}"
+        named = {column: _named(value, data.features.get(column)) for column, value in row.items()}
         values = {key: row[column] for key, column in kept.items()}
-        response = values.get("response")
-        if isinstance(response, int | float):
-            values["response"] = names[response] if names and 0 <= response < len(names) else str(response)
-        yield f"{place}: row {index}", values
+        if "response" in kept and isinstance(values["response"], int | float):
+            values["response"] = str(named[kept["response"]])
+        yield at, values | {key: _filled(template, named, at) for key, template in templates.items()}
+
+
+def _named(value: Any, feature: Any) -> Any:
+    """A class label by its name."""
+    names = getattr(feature, "names", None)
+    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+
+
+def _filled(template: str, row: Mapping[str, Any], place: str) -> str:
+    try:
+        return template.format_map(row)
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(f"columns: the template {template!r} does not fit {place} ({type(error).__name__}: {error}); it has {list(row)}") from error

@@ -16,7 +16,8 @@ from proxymix.data.formats import read_cl_benchmark, read_jsonl, read_trace
 from proxymix.data.hub import read_huggingface
 from proxymix.data.splits import Pools, SplitSizes, source_generator, split_source
 from proxymix.data.xstest import read_xstest
-from proxymix.types import Source
+from proxymix.errors import UserError
+from proxymix.types import Scorer, Source
 
 VALIDATION_ROWS = 64
 """Rows of each source's validation split; the controller sees the loss of the first `tuning.validation_size`."""
@@ -58,7 +59,18 @@ def load_source(spec: SourceConfig, *, data_root: str | None, sizes: SplitSizes,
         return replace(build_source(str(spec.task), spec.world, sizes, seed), name=spec.label)
     # By where the rows come from, not by label: the same file under another name must not get other test rows.
     generator = source_generator(seed, "/".join((spec.format, spec.path or "", spec.task or "")))
-    return split_source(spec.label, _read(spec, Path(data_root or "."), generator), sizes, generator)
+    pools = _read(spec, Path(data_root or "."), generator)
+    if spec.harmful is not None:
+        pools = Pools(*(tuple(replace(row, harmful=spec.harmful) for row in rows) for rows in (pools.train, pools.validation, pools.test)))
+    return _scored(split_source(spec.label, pools, sizes, generator), spec.scorer)
+
+
+def _scored(source: Source, scorer: Scorer | None) -> Source:
+    """With the scorer that is asked for, if its rows have what it needs."""
+    needs = {"refusal": "harmful", "unit_tests": "tests"}.get(scorer or "")
+    if needs and any(getattr(row, needs) is None for row in source.test):
+        raise UserError(f"source {source.name!r}: scorer {scorer} needs {needs!r} in every test row; give it in columns or use another scorer")
+    return replace(source, scorer=scorer or source.scorer)
 
 
 def _read(spec: SourceConfig, root: Path, generator: np.random.Generator) -> Pools:
@@ -73,4 +85,4 @@ def _read(spec: SourceConfig, root: Path, generator: np.random.Generator) -> Poo
         case "xstest":
             return read_xstest(path, path.parent / spec.completions if spec.completions else None, generator)
         case _:  # huggingface, the one left
-            return read_huggingface(str(path) if path.exists() else str(spec.path), spec.columns, spec.task)
+            return read_huggingface(str(path) if path.exists() else str(spec.path), spec.columns, spec.task, spec.split)

@@ -1,13 +1,21 @@
-"""Task scores: is an answer the expected one, to the word.
+"""Task scores: how right is an answer. Pure; programs are run in `proxymix.evaluation.sandbox`, refusals told in `proxymix.evaluation.refusal`.
 
-predictions, examples → exact_match each → accuracy in [0, 1]
+answer, example → the source's scorer → a score in [0, 1], or None where there is nothing to score against
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
 
-from proxymix.types import Example
+from proxymix.types import Example, Scorer
+
+_WORD = re.compile(r"[^\W_]+")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+_LETTER = r"\(?([A-Z])\)?"
+_OPTION = re.compile(rf"^{_LETTER}(?:[.):,]|$)")
+_CHOSEN = re.compile(rf"^{_LETTER}(?=\s)|\b(?i:answer|choice|option)(?: is)?:?\s*{_LETTER}(?![\w'])")
 
 
 def exact_match(prediction: str, response: str) -> bool:
@@ -17,6 +25,57 @@ def exact_match(prediction: str, response: str) -> bool:
     (True, False)
     """
     return prediction.split() == response.split()
+
+
+def choice(prediction: str, response: str) -> bool | None:
+    """Whether the option of `response` is chosen: by its letter where it has one ("B", "(B)", "B. blue"), else by its words.
+
+    >>> choice("The answer is (B).", "B. blue"), choice("b) red", "B"), choice("Positive.", "positive"), choice("C", "B")
+    (True, False, True, False)
+    """
+    if not response.strip():
+        return None
+    wanted = _OPTION.match(response.strip())
+    if wanted is None:
+        return _words(prediction) == _words(response)
+    chosen = _OPTION.match(prediction.strip()) or _CHOSEN.search(prediction)
+    return chosen is not None and wanted.group(1) in chosen.groups()
+
+
+def numeric(prediction: str, response: str) -> bool | None:
+    """Whether both end on the same number; one after `####` goes before, thousands may have commas.
+
+    >>> numeric("so 1,200 + 34 = 1,234.", "#### 1234"), numeric("none", "#### 5"), numeric("5", "five")
+    (True, False, None)
+    """
+    wanted, given = _number(response), _number(prediction)
+    return None if wanted is None else given == wanted
+
+
+def rouge_l(prediction: str, response: str) -> float | None:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, case aside, without stemming; in [0, 1].
+
+    >>> rouge_l("the cat sat", "The cat lay down."), rouge_l("", "a word"), rouge_l("word", "...")
+    (0.5714285714285714, 0.0, None)
+    """
+    given, wanted = _words(prediction), _words(response)
+    if not wanted:
+        return None
+    lengths = [0] * (len(wanted) + 1)  # Of the longest common subsequence with the first words of `wanted`.
+    for word in given:
+        before = lengths.copy()
+        for place, other in enumerate(wanted, start=1):
+            lengths[place] = before[place - 1] + 1 if word == other else max(before[place], lengths[place - 1])
+    return 2 * lengths[-1] / (len(given) + len(wanted))
+
+
+TEXT_SCORERS: dict[Scorer, Callable[[str, str], float | bool | None]] = {
+    "exact_match": exact_match,
+    "choice": choice,
+    "numeric": numeric,
+    "rouge_l": rouge_l,
+}
+"""What two texts are compared by."""
 
 
 def accuracy(predictions: Sequence[str], examples: Sequence[Example]) -> float:
@@ -32,3 +91,16 @@ def accuracy(predictions: Sequence[str], examples: Sequence[Example]) -> float:
     if len(predictions) != len(examples) or not examples:
         raise ValueError(f"predictions must match a non-empty list of examples one to one, got {len(predictions)} and {len(examples)}")
     return sum(exact_match(prediction, example.response) for prediction, example in zip(predictions, examples, strict=True)) / len(examples)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _number(text: str) -> Decimal | None:
+    marked = text.rpartition("####")[2] if "####" in text else text
+    found = _NUMBER.findall(marked)
+    try:
+        return Decimal(found[-1].replace(",", "")) if found else None
+    except InvalidOperation:
+        return None

@@ -1,0 +1,101 @@
+"""Memory of one device while the target is tuned, and while it is scored.
+
+Weights, gradients and optimizer are exact. Activations are an upper bound from the shapes of what autograd keeps with fused attention, every token
+scored. What a driver and a caching allocator take on top is a reserve.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from proxymix.planning.geometry import Shape
+
+if TYPE_CHECKING:
+    from proxymix.config import Config
+
+GIB = 2**30
+RESERVE_BYTES = 2 * GIB
+"""Of the driver, kernels and libraries."""
+FRAGMENTS = 0.1
+"""Share of the activations that a caching allocator takes more."""
+VLLM_SHARE = 0.9
+"""Of a device, that vLLM uses unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class TuningMemory:
+    """Bytes on each worker's device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """Two moments in the precision of what is tuned, and a count of steps for every tensor."""
+    activations: int
+    exchange: int
+    """One flat copy of the gradients where several workers add theirs up, and low-precision copies of what is tuned."""
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class ScoringMemory:
+    """Bytes on each evaluation actor's device."""
+
+    weights: int
+    cache_per_row: int
+    """Keys and values of one row at its longest."""
+    rows_at_once: int
+    """Rows whose cache fits beside the weights; 0: none."""
+
+
+def tuning_memory(config: Config, shape: Shape) -> TuningMemory:
+    """Of one worker that tunes the target; every worker holds all weights."""
+    target = config.target
+    workers = target.parallelism.num_workers
+    activations = activation_bytes(config, shape)
+    low = shape.num_tuned * 2 if target.precision == "bf16" else 0
+    return TuningMemory(
+        weights=shape.weight_bytes,
+        gradients=shape.tuned_bytes,
+        optimizer=2 * shape.tuned_bytes + 4 * shape.num_tuned_tensors,
+        activations=activations,
+        exchange=low + (4 * shape.num_tuned if workers > 1 else 0),
+        reserve=(RESERVE_BYTES if target.parallelism.use_gpu else 0) + int(FRAGMENTS * activations),
+    )
+
+
+def activation_bytes(config: Config, shape: Shape) -> int:
+    """At most what one forward and backward pass of a portion keeps."""
+    target, tuning = config.target, config.tuning
+    share = math.ceil(tuning.batch_size / target.parallelism.num_workers)
+    tokens = (target.micro_batch_size or share) * (target.pack_tokens or tuning.max_length)
+    size = 2 if target.precision == "bf16" else 4
+    norms = 2 * (4 + size) * shape.hidden  # Norms work in fp32 whatever goes in.
+    adapters = 4 * shape.hidden if target.lora else 0
+    attention = size * (3 * shape.query_width + 4 * shape.key_width)  # Before and after rotation; and the output.
+    inner = size * shape.inner * (4 if shape.gated else 3)
+    layer = tokens * (norms + adapters + attention + inner)
+    kept = shape.layers * size * shape.hidden * tokens + layer if target.gradient_checkpointing else shape.layers * layer
+    # Scores as the model gives them, in fp32, their logarithms and their gradient.
+    return kept + tokens * shape.vocabulary * (size + 3 * 4)
+
+
+def scoring_memory(config: Config, shape: Shape, device_bytes: float) -> ScoringMemory:
+    """Of one actor with a device of `device_bytes`.
+
+    Args:
+        config: of the run.
+        shape: of the target without adapters, in the precision it is saved in.
+        device_bytes: of one accelerator.
+    """
+    size = 2 if config.target.precision == "bf16" else 4
+    longest = config.tuning.max_length + config.evaluation.max_new_tokens
+    per_row = 2 * shape.layers * shape.key_width * size * longest
+    free = VLLM_SHARE * device_bytes - size * shape.num_parameters - RESERVE_BYTES
+    return ScoringMemory(size * shape.num_parameters, per_row, max(0, int(free // per_row)))
