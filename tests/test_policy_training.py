@@ -32,7 +32,7 @@ def cluster():
     environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, of its future defaults.
-        ray.init(num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
     yield
     ray.shutdown()
 
