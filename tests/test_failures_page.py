@@ -11,7 +11,7 @@ ROWS = [line.split("|")[1:4] for line in (ROOT / "docs" / "failures.md").read_te
 NAMED = sorted({name for row in ROWS for name in re.findall(r"`(tests/[^`]+)`", row[2])})
 
 
-def tests_in(path):
+def functions_of(path):
     return {node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)}
 
 
@@ -19,7 +19,7 @@ def tests_in(path):
 def test_a_named_test_exists(name):
     file, test = name.split("::")
     assert test.startswith("test_")
-    assert test in tests_in(ROOT / file)
+    assert test in functions_of(ROOT / file)
 
 
 def test_every_row_names_a_test_or_says_that_nothing_shows_it():

@@ -218,3 +218,17 @@ def test_overload_is_503_with_retry_after_and_passes():
     refused, healthy, served, after = asyncio.run(scenario())
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert [answer.status_code for answer in (healthy, *served, after)] == [200, 200, 200, 200]
+
+
+@pytest.mark.parametrize(("quick_losses", "in_thread"), [(0, True), (7, True), (8, False)])
+def test_a_decision_on_few_losses_needs_no_thread(quick_losses, in_thread):
+    """The example has eight."""
+    threads = []
+
+    class Telling(LossProportional):
+        def decide(self, boundary):
+            threads.append(threading.current_thread().name)
+            return super().decide(boundary)
+
+    assert post(client(Telling(), quick_losses=quick_losses), example()).status_code == 200
+    assert [name.startswith("decision") for name in threads] == [in_thread]
