@@ -36,6 +36,7 @@ def build_app(
     max_body_bytes: int = 8 * 2**20,
     max_in_flight: int = MAX_IN_FLIGHT,
     timeout_s: float = 15.0,
+    quick_losses: int = 0,
     log: Log | None = None,
     telemetry: Telemetry | None = None,
 ) -> FastAPI:
@@ -48,6 +49,7 @@ def build_app(
         max_body_bytes: a larger body is 413.
         max_in_flight: decisions computed at once; one more is 503.
         timeout_s: from the first byte to the last; a body that is slower is 408, a decision 503.
+        quick_losses: a decision on at most so many losses in all is made at once, not in a thread; only for controllers known to be quick.
         log: gets one JSON line per request and a traceback per unexpected failure.
         telemetry: gets the service's metrics of `proxymix.telemetry`.
 
@@ -66,7 +68,7 @@ def build_app(
         telemetry=telemetry,
     )
     add_error_handlers(app)
-    app.include_router(controller_routes(catalogue, DecisionPool(max_in_flight, telemetry), max_sources_per_request, RecentRuns()))
+    app.include_router(controller_routes(catalogue, DecisionPool(max_in_flight, telemetry), max_sources_per_request, RecentRuns(), quick_losses))
     app.include_router(page_routes(is_guarded=token is not None))
     _add_health(app, catalogue)
     _document_errors(app)

@@ -158,12 +158,18 @@ class DecisionPool:
         self._free = threading.BoundedSemaphore(size)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="decision")
 
-    async def run(self, function: Callable[..., Result], *args: Any) -> Result:
-        """`function(*args)` in a thread.
+    async def run(self, function: Callable[..., Result], *args: Any, is_quick: bool = False) -> Result:
+        """`function(*args)` in a thread; if it is quick at once, because handing it over and back would take longer than it.
 
         Raises:
             HTTPException: 503, all threads are busy.
         """
+        if is_quick:
+            self._count(1)
+            try:
+                return function(*args)
+            finally:
+                self._count(-1)
         if not self._free.acquire(blocking=False):
             raise HTTPException(503, f"{self.size} decisions are already being computed; try again")
         self._count(1)

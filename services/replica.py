@@ -37,6 +37,8 @@ MAX_QUEUED_REQUESTS = 64
 """At the proxy; one more is 503."""
 TARGET_ONGOING_REQUESTS = 4
 """Per replica, on average; above it the autoscaler adds replicas."""
+QUICK_LOSSES = 1000
+"""A frozen controller decides on them within about a millisecond, mostly within a tenth; a thread's way there and back takes longer."""
 SOURCES = frozenset({".py", ".html", ".css", ".js"})
 """What a running replica has loaded once and for all."""
 LOG = logging.LoggerAdapter(logging.getLogger("ray.serve"), {"log_to_stderr": False})
@@ -52,7 +54,7 @@ class ControllerReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What answers; has no controller before the first `reconfigure`."""
-        return build_app(self.catalogue, token=self.token, log=LOG, telemetry=self.telemetry)
+        return build_app(self.catalogue, token=self.token, quick_losses=QUICK_LOSSES, log=LOG, telemetry=self.telemetry)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Takes over the controllers of `config`, all or none.

@@ -37,7 +37,7 @@ Fallbacks = Annotated[
 Chooser = Callable[..., Awaitable[Entry]]
 
 
-def controller_routes(catalogue: Catalogue, pool: DecisionPool, max_sources: int, runs: RecentRuns) -> APIRouter:
+def controller_routes(catalogue: Catalogue, pool: DecisionPool, max_sources: int, runs: RecentRuns, quick_losses: int = 0) -> APIRouter:
     """Everything under /v1.
 
     Args:
@@ -45,10 +45,11 @@ def controller_routes(catalogue: Catalogue, pool: DecisionPool, max_sources: int
         pool: where decisions are computed.
         max_sources: per request, whatever the controller could do.
         runs: remembers the decisions.
+        quick_losses: as `services.app.build_app`.
     """
     router = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)])
     for prefix, choose in _choosers(catalogue).items():
-        _add_decisions(router, prefix, choose, pool, max_sources, runs)
+        _add_decisions(router, prefix, choose, pool, max_sources, runs, quick_losses)
         _add_simulations(router, prefix, choose, pool, max_sources)
         _add_card(router, prefix, choose)
     _add_runs(router, runs)
@@ -92,7 +93,9 @@ def _choosers(catalogue: Catalogue) -> dict[str, Chooser]:
     return {"": default, "/controllers/{name}": by_name, "/controllers/{name}/versions/{version}": by_version}
 
 
-def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int, runs: RecentRuns) -> None:
+def _add_decisions(
+    router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int, runs: RecentRuns, quick_losses: int
+) -> None:
     @router.post(f"{prefix}/decisions", responses=documented(400, 401, 404, 408, 412, 413, 422, 503))
     async def decide(
         body: DecisionRequest, request: Request, response: Response, entry: Annotated[Entry, Depends(choose)], fallbacks: Fallbacks = 0
@@ -100,7 +103,8 @@ def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, pool: Decisi
         """The mixture of the next stage."""
         _admit(body, request, entry, max_sources)
         boundary = body.to_boundary()
-        decision = await pool.run(entry.controller.decide, boundary)
+        is_quick = sum(len(source.losses) for source in body.sources) <= quick_losses
+        decision = await pool.run(entry.controller.decide, boundary, is_quick=is_quick)
         answer = DecisionResponse.from_decision(decision, boundary, body.request_id)
         response.headers["ETag"] = f'"{entry.sha256}"'
         pool.telemetry.record(DECISIONS, controller=entry.name, version=entry.version)

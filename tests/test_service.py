@@ -135,6 +135,8 @@ def test_large_body_is_413_with_and_without_content_length():
     large = json.dumps(changed(["request_id"], "x" * 1000)).encode()
     assert post(service, large).status_code == 413
     assert service.post("/v1/decisions", content=iter([large[:700], large[700:]])).status_code == 413
+    # `b"\xb2"` is a digit to Python and no number; the fuzz of a hundred thousand found it.
+    assert post(service, example(), **{"Content-Length": b"\xb2"}).status_code == 200
 
 
 def test_token_guards_everything_under_v1():
@@ -216,3 +218,17 @@ def test_overload_is_503_with_retry_after_and_passes():
     refused, healthy, served, after = asyncio.run(scenario())
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
     assert [answer.status_code for answer in (healthy, *served, after)] == [200, 200, 200, 200]
+
+
+@pytest.mark.parametrize(("quick_losses", "in_thread"), [(0, True), (7, True), (8, False)])
+def test_a_decision_on_few_losses_needs_no_thread(quick_losses, in_thread):
+    """The example has eight."""
+    threads = []
+
+    class Telling(LossProportional):
+        def decide(self, boundary):
+            threads.append(threading.current_thread().name)
+            return super().decide(boundary)
+
+    assert post(client(Telling(), quick_losses=quick_losses), example()).status_code == 200
+    assert [name.startswith("decision") for name in threads] == [in_thread]
