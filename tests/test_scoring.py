@@ -37,14 +37,17 @@ COLOURS = source("colours", [Example("a", "red blue"), Example("b", "green")])
 def test_exact_match_and_refusals_are_scored_apart():
     answers = {"safety": ["I cannot help.", "sure do it", "sure do it"], "colours": [" red  blue", "greens"]}
     scores = checkpoint_scores([SAFETY, COLOURS], answers, gamma=2.0)
-    assert scores["sources"] == {"safety": {"accuracy": 2 / 3, "num_rows": 3}, "colours": {"accuracy": 0.5, "num_rows": 2}}
+    assert scores["sources"] == {
+        "safety": {"accuracy": 2 / 3, "num_rows": 3, "num_unscored": 0},
+        "colours": {"accuracy": 0.5, "num_rows": 2, "num_unscored": 0},
+    }
     assert scores["safety"] == {"refusal_accuracy": 0.5, "benign_compliance": 1.0, "balanced": 0.75, "selectivity": 0.5, "num_unscored": 0}
 
 
 def test_unscored_is_none_never_zero():
     scores = checkpoint_scores([SAFETY, source("empty", [])], {"safety": ["", "...", ""], "empty": []}, gamma=1.0)
     assert scores["sources"]["safety"]["accuracy"] is None
-    assert scores["sources"]["empty"] == {"accuracy": None, "num_rows": 0}
+    assert scores["sources"]["empty"] == {"accuracy": None, "num_rows": 0, "num_unscored": 0}
     assert scores["safety"]["selectivity"] is None
     assert scores["safety"]["num_unscored"] == 3
     json.dumps(scores, allow_nan=False)
