@@ -80,6 +80,14 @@ def test_the_matrix_holds_exactly_what_was_scored(tmp_path_factory, num_tasks, d
         assert content["safety"][row] == ({"selectivity": row} if row in scored else None)
     assert content["base"] == {"anchor": 0.5, **dict.fromkeys(tasks)}
     assert content["base_safety"] is None
+    assert set(content["num_unscored"].values()) == {0}
+
+
+def test_answers_without_a_score_are_counted_over_all_checkpoints(tmp_path):
+    folder = target_folder(tmp_path, "random_30", 0)
+    for row, path in enumerate((base_score_path(tmp_path), score_path(folder, 0), score_path(folder, 1))):
+        write_json(path, {"sources": {"t0": {"accuracy": None, "num_rows": 3, "num_unscored": row}}})
+    assert assemble_accuracy(tmp_path, "random_30", 0, ["t0", "t1"], [])["num_unscored"] == {"t0": 3, "t1": 0}
 
 
 @given(st.lists(st.integers(0, 5)), st.integers(0, 5))
