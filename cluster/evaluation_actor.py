@@ -14,6 +14,7 @@ from typing import Any
 from proxymix.config import Config
 from proxymix.errors import UserError
 from proxymix.evaluation.generation import Generator, TransformersGenerator, generate_answers
+from proxymix.evaluation.judge import HttpJudge
 from proxymix.evaluation.scoring import checkpoint_scores
 from proxymix.learners.models import load_tokenizer
 from proxymix.types import Source
@@ -58,7 +59,9 @@ class EvaluationActor:
         rows = [row for source in self.sources for row in source.test]
         answers = iter(generate_answers(self.generator, self.tokenizer, rows, self.config.tuning.max_length))
         by_source = {source.name: [next(answers) for _ in source.test] for source in self.sources}
-        scores = checkpoint_scores(self.sources, by_source, self.config.controller.reward.gamma)
+        settings = self.config.evaluation
+        judge = HttpJudge(settings.judge) if settings.judge else None
+        scores = checkpoint_scores(self.sources, by_source, self.config.controller.reward.gamma, code=settings.code, judge=judge)
         seconds = {"reload": round(loaded - started, 4), "generate": round(time.perf_counter() - loaded, 4)}
         return {**scores, "seconds": seconds, "actor": f"{socket.gethostname()}/{os.getpid()}"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Console
 
 from cluster.evaluation import EvaluationPool
@@ -25,9 +27,12 @@ def evaluate(run: Run, pool: EvaluationPool) -> None:
     run.meanwhile("start_engines", pool.start_seconds)
     tasks = [spec.label for spec in sequence_tasks(config)]
     anchors = [spec.label for spec in config.sequence.anchors]
+    unscored: Counter[str] = Counter()
     for method in config.methods:
         for seed in config.seeds:
-            assemble_accuracy(run.folder, method, seed, tasks, anchors)
+            unscored.update(assemble_accuracy(run.folder, method, seed, tasks, anchors)["num_unscored"])
+    if told := ", ".join(f"{name} {count}" for name, count in unscored.items() if count):
+        run.say(f"answers without a score, left out of every mean: {told}")
     write_json(run.folder / "metrics.json", summarise(config, run.folder))
     show_table(run)
 

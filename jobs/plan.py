@@ -91,7 +91,7 @@ def _print_memory(config: Config, shapes: Sequence[Shape], gpus: int, memory_gib
     if tuning.total > memory_gib * GIB:
         faults.append(
             f"a worker needs {tuning.total / GIB:.1f} GiB, a GPU has {memory_gib:g}; try target.gradient_checkpointing, a smaller "
-            "target.micro_batch_size or target.pack_tokens, or target.lora"
+            "target.micro_batch_size or target.pack_tokens, target.lora, or target.parallelism.strategy=fsdp"
         )
     if not scoring.rows_at_once:
         faults.append(f"an evaluation actor cannot hold the weights and one row's cache in {memory_gib:g} GiB")

@@ -128,6 +128,18 @@ def test_what_does_not_fit_is_a_mistake(monkeypatch):
     full = load_config(ROOT / "configs" / "llama3_8b_s1.yaml", ["target.lora=null"])
     with pytest.raises(UserError, match=r"a worker needs 1[0-9]{2}"):  # 8 B weights, gradients and two moments in fp32: 120 GiB and more.
         say(full)
+    spread = ["target.lora=null", "target.parallelism.strategy=fsdp", "target.parallelism.num_workers=8", "evaluation.actors=1"]
+    assert "fits 9" in say(load_config(ROOT / "configs" / "llama3_8b_s1.yaml", spread), gpus=9)
+
+
+def test_parts_of_all_workers_are_the_whole():
+    settings = load_config(ROOT / "configs" / "llama3_8b_s1.yaml", ["target.parallelism.strategy=fsdp"])
+    shape = shape_of(architecture(settings, settings.target.model), lora=settings.target.lora, precision=settings.target.precision)
+    memory = tuning_memory(settings, shape)
+    assert 0 <= 4 * memory.weights - shape.weight_bytes < 4
+    assert 0 <= 4 * memory.gradients - shape.tuned_bytes < 4
+    layer = 2 * (2 * 4096 * (4096 + 1024) + 3 * 4096 * 14336 + 2 * 4096) + 4 * 64 * (2 * 4096 + 4096 + 1024)  # bf16; adapters in fp32.
+    assert shape.layer_bytes == layer
 
 
 def test_unmeasured_hours_are_unknown_and_never_zero(tmp_path):

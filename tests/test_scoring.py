@@ -37,14 +37,17 @@ COLOURS = source("colours", [Example("a", "red blue"), Example("b", "green")])
 def test_exact_match_and_refusals_are_scored_apart():
     answers = {"safety": ["I cannot help.", "sure do it", "sure do it"], "colours": [" red  blue", "greens"]}
     scores = checkpoint_scores([SAFETY, COLOURS], answers, gamma=2.0)
-    assert scores["sources"] == {"safety": {"accuracy": 2 / 3, "num_rows": 3}, "colours": {"accuracy": 0.5, "num_rows": 2}}
+    assert scores["sources"] == {
+        "safety": {"accuracy": 2 / 3, "num_rows": 3, "num_unscored": 0},
+        "colours": {"accuracy": 0.5, "num_rows": 2, "num_unscored": 0},
+    }
     assert scores["safety"] == {"refusal_accuracy": 0.5, "benign_compliance": 1.0, "balanced": 0.75, "selectivity": 0.5, "num_unscored": 0}
 
 
 def test_unscored_is_none_never_zero():
     scores = checkpoint_scores([SAFETY, source("empty", [])], {"safety": ["", "...", ""], "empty": []}, gamma=1.0)
     assert scores["sources"]["safety"]["accuracy"] is None
-    assert scores["sources"]["empty"] == {"accuracy": None, "num_rows": 0}
+    assert scores["sources"]["empty"] == {"accuracy": None, "num_rows": 0, "num_unscored": 0}
     assert scores["safety"]["selectivity"] is None
     assert scores["safety"]["num_unscored"] == 3
     json.dumps(scores, allow_nan=False)
@@ -77,6 +80,14 @@ def test_the_matrix_holds_exactly_what_was_scored(tmp_path_factory, num_tasks, d
         assert content["safety"][row] == ({"selectivity": row} if row in scored else None)
     assert content["base"] == {"anchor": 0.5, **dict.fromkeys(tasks)}
     assert content["base_safety"] is None
+    assert set(content["num_unscored"].values()) == {0}
+
+
+def test_answers_without_a_score_are_counted_over_all_checkpoints(tmp_path):
+    folder = target_folder(tmp_path, "random_30", 0)
+    for row, path in enumerate((base_score_path(tmp_path), score_path(folder, 0), score_path(folder, 1))):
+        write_json(path, {"sources": {"t0": {"accuracy": None, "num_rows": 3, "num_unscored": row}}})
+    assert assemble_accuracy(tmp_path, "random_30", 0, ["t0", "t1"], [])["num_unscored"] == {"t0": 3, "t1": 0}
 
 
 @given(st.lists(st.integers(0, 5)), st.integers(0, 5))

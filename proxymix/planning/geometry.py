@@ -30,6 +30,8 @@ class Shape:
     tuned_bytes: int
     """Of the weights that are tuned, and so of their gradients."""
     num_tuned_tensors: int
+    layer_bytes: int
+    """Weights of one layer, the largest: what FSDP2 brings together at a time."""
     hidden: int
     layers: int
     query_width: int
@@ -90,6 +92,7 @@ def shape_of(architecture: Any, *, lora: LoraConfig | None = None, precision: st
         weight_bytes=sum(parameter.nbytes for parameter in parameters),
         tuned_bytes=sum(parameter.nbytes for parameter in tuned),
         num_tuned_tensors=len(tuned),
+        layer_bytes=max(sum(parameter.nbytes for parameter in layer.parameters()) for layer in model.modules() if _is_layer(layer)),
         hidden=values.hidden_size,
         layers=values.num_hidden_layers,
         query_width=heads * head_size,
@@ -98,3 +101,9 @@ def shape_of(architecture: Any, *, lora: LoraConfig | None = None, precision: st
         gated=any(name.endswith("gate_proj") for name, _ in model.named_modules()),
         vocabulary=values.vocab_size,
     )
+
+
+def _is_layer(module: torch.nn.Module) -> bool:
+    from transformers.modeling_layers import GradientCheckpointingLayer  # What transformers makes the layers of every decoder of.
+
+    return isinstance(module, GradientCheckpointingLayer)

@@ -34,7 +34,7 @@ class TuningMemory:
     """Two moments in the precision of what is tuned, and a count of steps for every tensor."""
     activations: int
     exchange: int
-    """One flat copy of the gradients where several workers add theirs up, and low-precision copies of what is tuned."""
+    """What stands beside the worker's own while workers exchange (gradients, or whole layers), and low-precision copies of what is tuned."""
     reserve: int
 
     @property
@@ -55,17 +55,24 @@ class ScoringMemory:
 
 
 def tuning_memory(config: Config, shape: Shape) -> TuningMemory:
-    """Of one worker that tunes the target; every worker holds all weights."""
+    """Of one worker that tunes the target: all of the model (`ddp`), or its part and the layers that are whole for a moment (`fsdp`)."""
     target = config.target
     workers = target.parallelism.num_workers
     activations = activation_bytes(config, shape)
-    low = shape.num_tuned * 2 if target.precision == "bf16" else 0
+    exchange = shape.num_tuned * 2 if target.precision == "bf16" else 0
+    parts = 1
+    if target.parallelism.strategy == "fsdp" and workers > 1:
+        parts = workers
+        outside = shape.weight_bytes - shape.layers * shape.layer_bytes
+        exchange += 2 * (outside + 2 * shape.layer_bytes)  # This layer and the next, what is in no layer; and as much again for gradients.
+    elif workers > 1:
+        exchange += shape.tuned_bytes
     return TuningMemory(
-        weights=shape.weight_bytes,
-        gradients=shape.tuned_bytes,
-        optimizer=2 * shape.tuned_bytes + 4 * shape.num_tuned_tensors,
+        weights=math.ceil(shape.weight_bytes / parts),
+        gradients=math.ceil(shape.tuned_bytes / parts),
+        optimizer=math.ceil(2 * shape.tuned_bytes / parts) + 4 * shape.num_tuned_tensors,
         activations=activations,
-        exchange=low + (4 * shape.num_tuned if workers > 1 else 0),
+        exchange=exchange,
         reserve=(RESERVE_BYTES if target.parallelism.use_gpu else 0) + int(FRAGMENTS * activations),
     )
 
