@@ -119,7 +119,12 @@ def _trainer(plan: TuningPlan, name: str) -> TorchTrainer:
     return TorchTrainer(
         partial(_work, plan),
         torch_config=TorchConfig(backend=backend),
-        scaling_config=ScalingConfig(num_workers=parallelism.num_workers, use_gpu=parallelism.use_gpu, resources_per_worker=_resources(plan.config)),
+        scaling_config=ScalingConfig(
+            num_workers=parallelism.num_workers,
+            use_gpu=parallelism.use_gpu,
+            resources_per_worker=_resources(plan.config),
+            placement_strategy="SPREAD" if parallelism.spread else "PACK",
+        ),
         run_config=RunConfig(name=name, storage_path=str(Path(plan.run_dir) / "ray_train"), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
     )
 

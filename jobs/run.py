@@ -26,6 +26,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from proxymix.account import Account
 from proxymix.artifacts import append_jsonl, read_json, write_json, write_text
 from proxymix.config import Config, load_config
+from proxymix.controllers.frozen import SHIPPED
 from proxymix.errors import UserError
 
 RECORDED_PACKAGES = (
@@ -225,7 +226,7 @@ def with_absolute_paths(config: Config) -> Config:
     storage = tree["target"]["checkpoints"]["storage"]
     if storage and "://" not in storage:
         tree["target"]["checkpoints"]["storage"] = str(Path(storage).resolve())
-    if path := tree["controller"]["path"]:
+    if (path := tree["controller"]["path"]) and path != SHIPPED:
         tree["controller"]["path"] = str(Path(path).resolve())
     return Config.model_validate(tree)
 

@@ -146,6 +146,8 @@ class ParallelismConfig(Strict):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """What a worker holds. `ddp`: all of the model. `fsdp`: its part of weights, gradients and moments, the rest is fetched layer by layer
     (transformers implementation)."""
+    spread: bool = False
+    """Workers on as many nodes of a cluster as can be had; else on as few."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPU threads each worker's torch may use."""
     use_gpu: bool = False

@@ -32,6 +32,8 @@ from services.token import bearer_token
 
 PROXY_TIMEOUT_S = 20.0
 """The proxy's own limit on a request, behind the application's."""
+HEAD = "node:__internal_head__"
+"""Resource that only the head node has."""
 RELEASE_S = 5.0
 """Patience with a port that is taken: the Serve of a run that has just ended may still be letting go of it."""
 
@@ -163,10 +165,11 @@ def claim_port(service: ServiceConfig) -> None:
     Raises:
         UserError: another program, or a Serve of this cluster on another address, is in the way.
     """
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    if nodes > 1 and service.host in LOOPBACK:
+    addresses = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # Several nodes of one machine share theirs.
+    if len(addresses) > 1 and service.host in LOOPBACK:
         raise UserError(
-            f"service.host: must be reachable from all {nodes} nodes of the cluster, got {service.host!r}; set it to 0.0.0.0 and service.token_env, "
+            f"service.host: must be reachable from all {len(addresses)} addresses of the cluster, got {service.host!r}; "
+            "set it to 0.0.0.0 and service.token_env, "
             "or serve the controller elsewhere and set service.url"
         )
     deadline = time.monotonic() + RELEASE_S
@@ -195,7 +198,10 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _reachable_host(host: str) -> str:
-    return str(ray.util.get_node_ip_address()) if host == "0.0.0.0" else host
+    """The proxy is on the head node, wherever the driver is."""
+    if host != "0.0.0.0":
+        return host
+    return next(str(node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"])
 
 
 def _wait_running(app_name: str, deadline: float) -> None:
