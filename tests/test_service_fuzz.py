@@ -29,7 +29,7 @@ DOCUMENT = schemathesis.openapi.from_asgi(
 
 
 @DOCUMENT.parametrize()
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_as_the_document_says(case):
     case.call_and_validate(headers={"Authorization": "Bearer sesame"})
 
