@@ -136,7 +136,7 @@ def _add_runs(router: APIRouter, runs: RecentRuns) -> None:
         """The runs this replica has answered lately, by requests named `<run>/task<i>/stage<j>`."""
         return runs.summaries()
 
-    @router.get("/runs/{run:path}", responses=documented(401, 422))
+    @router.get("/runs/{run:path}", responses=documented(401, 404, 422))  # 404: a line break in the path is no route.
     async def recent_run(run: Annotated[str, Path(description="name of a run, see GET /v1/runs", max_length=256)]) -> RunDetail:
         """What this replica remembers of one run; no points where it has not heard of it."""
         return runs.detail(run)
