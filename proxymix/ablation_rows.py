@@ -53,7 +53,8 @@ def trained_as(config: Config, row: str) -> Config | None:
     if row == "no_safety_reward":
         change = {"reward": {"safety": False}}
     elif row == "flat":
-        change = {"architecture": "flat", "hidden_units": 0, "without": []}
+        # Width and step size fit one architecture: the other takes its own defaults.
+        change = {"architecture": "flat", "hidden_units": 0, "without": [], "ppo": {"learning_rate": None}}
     elif kind == "without":
         change = {"without": list(dict.fromkeys([*config.controller.without, value]))}
     elif kind == "cadence":

@@ -49,7 +49,7 @@ def changed(before, after):
         ("without_trend", {("controller", "without")}),
         ("without_normalisation", {("controller", "without")}),
         ("no_safety_reward", {("controller", "reward", "safety")}),
-        ("flat", {("controller", "architecture")}),
+        ("flat", {("controller", "architecture"), ("controller", "ppo", "learning_rate")}),  # The step size of its own.
         ("cadence_4", {("controller", "decide_every")}),
         ("proxy_mini", {("proxy", "model", "preset")}),
     ],
