@@ -1,6 +1,7 @@
 # One command per intent; CI uses the same ones. `make demo` and `make test` install everything they need first.
 PYTHON ?= python3.11
 REQUIREMENTS ?= cpu
+WORKERS ?= 2
 PY = .venv/bin/python
 # Torch's CPU build: pip's own find-links setting where it has the wheel, else PyTorch's index of CPU wheels.
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
@@ -26,8 +27,8 @@ setup: .venv/installed-$(REQUIREMENTS) ## the virtual environment, from the pinn
 demo: setup ## the whole loop on the builtin benchmark: learn, freeze, serve, steer, report
 	$(PY) -m jobs.pipeline --config configs/demo.yaml $(ARGS)
 
-test: setup ## every test, with coverage
-	$(PY) -m pytest --cov --cov-report=term:skip-covered -q $(ARGS)
+test: setup ## every test, with coverage, two files at a time; WORKERS=0 for one
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered -q $(ARGS)
 
 browser: setup ## the page's tests in a real headless Chromium, which must be installed
 	$(PY) -m pip install -q --no-deps -r requirements/browser.txt

@@ -12,6 +12,12 @@ settings.register_profile("proxymix", deadline=None, max_examples=50)  # cores a
 settings.load_profile("proxymix")
 
 
+def pytest_collection_modifyitems(items):
+    """Files that start a cluster come first: two at a time (`make test`), the short ones fill what is left of the time."""
+    slow = {item.path for item in items if item.get_closest_marker("cluster")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def smoke_config(tmp_path_factory):
     """A run of two builtin tasks and two anchors: 2 × 2 stages of 3 steps, nano model."""
