@@ -157,6 +157,7 @@ class DecisionPool:
         self._running = 0
         self._free = threading.BoundedSemaphore(size)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="decision")
+        self._count(0)  # Told of from the start, also where every decision is quick.
 
     async def run(self, function: Callable[..., Result], *args: Any, is_quick: bool = False) -> Result:
         """`function(*args)` in a thread; if it is quick at once, because handing it over and back would take longer than it.
@@ -165,11 +166,7 @@ class DecisionPool:
             HTTPException: 503, all threads are busy.
         """
         if is_quick:
-            self._count(1)
-            try:
-                return function(*args)
-            finally:
-                self._count(-1)
+            return function(*args)
         if not self._free.acquire(blocking=False):
             raise HTTPException(503, f"{self.size} decisions are already being computed; try again")
         self._count(1)

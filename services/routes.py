@@ -16,6 +16,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from proxymix.service_config import Label
 from proxymix.telemetry import DECISIONS
@@ -24,17 +26,19 @@ from services.gate import DecisionPool
 from services.problems import documented
 from services.runs import RecentRuns, RunDetail, RunList
 from services.schemas import ControllerList, ControllerRef, ControllerSummary, DecisionRequest, DecisionResponse, SimulationResponse
+from services.short_way import short_way
 from services.simulation import simulate, trajectory
 
 BEARER = HTTPBearer(auto_error=False)
 """Only for the documentation; the Gate has checked before a body was read."""
-IfMatch = Annotated[str | None, Header(description="SHA-256 of the only weights to accept, in double quotes", max_length=70)]
+MAX_IF_MATCH = 70
+FALLBACKS = "X-Proxymix-Fallbacks"
+IfMatch = Annotated[str | None, Header(description="SHA-256 of the only weights to accept, in double quotes", max_length=MAX_IF_MATCH)]
 NameInPath = Annotated[Label, Path(description="name of a controller, see GET /v1/controllers")]
 VersionInPath = Annotated[Label, Path(description="version of it")]
-Fallbacks = Annotated[
-    int, Header(alias="X-Proxymix-Fallbacks", description="boundaries just before this one that the run decided itself", ge=0, le=10**6)
-]
+Fallbacks = Annotated[int, Header(alias=FALLBACKS, description="boundaries just before this one that the run decided itself", ge=0, le=10**6)]
 Chooser = Callable[..., Awaitable[Entry]]
+Decider = Callable[[DecisionRequest, Request, Entry, int], Awaitable[DecisionResponse]]
 
 
 def controller_routes(catalogue: Catalogue, pool: DecisionPool, max_sources: int, runs: RecentRuns, quick_losses: int = 0) -> APIRouter:
@@ -48,8 +52,9 @@ def controller_routes(catalogue: Catalogue, pool: DecisionPool, max_sources: int
         quick_losses: as `services.app.build_app`.
     """
     router = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)])
+    decide = _decider(pool, max_sources, runs, quick_losses)
     for prefix, choose in _choosers(catalogue).items():
-        _add_decisions(router, prefix, choose, pool, max_sources, runs, quick_losses)
+        _add_decisions(router, prefix, choose, decide, catalogue)
         _add_simulations(router, prefix, choose, pool, max_sources)
         _add_card(router, prefix, choose)
     _add_runs(router, runs)
@@ -72,9 +77,8 @@ def _choosers(catalogue: Catalogue) -> dict[str, Chooser]:
     def find(name: str | None, version: str | None, if_match: str | None) -> Entry:
         if not catalogue.entries:
             raise HTTPException(503, "no controller is loaded yet")
-        sha256 = None if if_match in (None, "*") else if_match.strip().strip('"')
         try:
-            return catalogue.find(name, version, sha256)
+            return catalogue.find(name, version, _pinned(if_match))
         except KeyError:
             raise HTTPException(404, "no controller of that name and version; GET /v1/controllers lists them") from None
         except LookupError as error:
@@ -93,23 +97,51 @@ def _choosers(catalogue: Catalogue) -> dict[str, Chooser]:
     return {"": default, "/controllers/{name}": by_name, "/controllers/{name}/versions/{version}": by_version}
 
 
-def _add_decisions(
-    router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int, runs: RecentRuns, quick_losses: int
-) -> None:
-    @router.post(f"{prefix}/decisions", responses=documented(400, 401, 404, 408, 412, 413, 422, 503))
-    async def decide(
-        body: DecisionRequest, request: Request, response: Response, entry: Annotated[Entry, Depends(choose)], fallbacks: Fallbacks = 0
-    ) -> DecisionResponse:
-        """The mixture of the next stage."""
+def _decider(pool: DecisionPool, max_sources: int, runs: RecentRuns, quick_losses: int) -> Decider:
+    """What follows once it is known what is asked of whom."""
+
+    async def decide(body: DecisionRequest, request: Request, entry: Entry, fallbacks: int) -> DecisionResponse:
         _admit(body, request, entry, max_sources)
         boundary = body.to_boundary()
         is_quick = sum(len(source.losses) for source in body.sources) <= quick_losses
         decision = await pool.run(entry.controller.decide, boundary, is_quick=is_quick)
         answer = DecisionResponse.from_decision(decision, boundary, body.request_id)
-        response.headers["ETag"] = f'"{entry.sha256}"'
         pool.telemetry.record(DECISIONS, controller=entry.name, version=entry.version)
         runs.record(body, answer, entry.label, fallbacks)
         return answer
+
+    return decide
+
+
+def _add_decisions(router: APIRouter, prefix: str, choose: Chooser, decide: Decider, catalogue: Catalogue) -> None:
+    async def plain(request: Request) -> Response | None:
+        headers, path = request.headers, request.path_params
+        if_match = headers.get("If-Match")
+        if headers.get("Content-Type") != "application/json" or FALLBACKS in headers or len(if_match or "") > MAX_IF_MATCH:
+            return None
+        try:
+            body = DecisionRequest.model_validate_json(await request.body())
+            entry = catalogue.find(path.get("name"), path.get("version"), _pinned(if_match))
+        except (ValidationError, LookupError, ClientDisconnect):
+            return None  # FastAPI finds it too, and words the refusal.
+        answer = await decide(body, request, entry, 0)
+        return Response(answer.model_dump_json(), media_type="application/json", headers={"ETag": _etag(entry)})
+
+    async def decided(
+        body: DecisionRequest, request: Request, response: Response, entry: Annotated[Entry, Depends(choose)], fallbacks: Fallbacks = 0
+    ) -> DecisionResponse:
+        """The mixture of the next stage."""
+        response.headers["ETag"] = _etag(entry)
+        return await decide(body, request, entry, fallbacks)
+
+    router.add_api_route(
+        f"{prefix}/decisions",
+        decided,
+        methods=["POST"],
+        responses=documented(400, 401, 404, 408, 412, 413, 422, 503),
+        name="decide",
+        route_class_override=short_way(plain),
+    )
 
 
 def _add_simulations(router: APIRouter, prefix: str, choose: Chooser, pool: DecisionPool, max_sources: int) -> None:
@@ -140,6 +172,15 @@ def _add_runs(router: APIRouter, runs: RecentRuns) -> None:
     async def recent_run(run: Annotated[str, Path(description="name of a run, see GET /v1/runs", max_length=256)]) -> RunDetail:
         """What this replica remembers of one run; no points where it has not heard of it."""
         return runs.detail(run)
+
+
+def _pinned(if_match: str | None) -> str | None:
+    """The hash that a header names; None: any will do."""
+    return None if if_match in (None, "*") else if_match.strip().strip('"')
+
+
+def _etag(entry: Entry) -> str:
+    return f'"{entry.sha256}"'
 
 
 def _admit(body: DecisionRequest, request: Request, entry: Entry, max_sources: int) -> None:
