@@ -8,7 +8,7 @@ TORCH_INDEX = https://download.pytorch.org/whl/cpu
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo test browser check bench lock clean
+.PHONY: help setup demo test browser check bench lock audit clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ bench: setup ## the benchmarks, each prints ratios of two things run in turn
 lock: ## recompile the pinned lists (needs uv)
 	uv pip compile -q requirements/cpu.in --overrides requirements/overrides.txt --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/cpu.txt
 	env -u UV_FIND_LINKS uv pip compile -q requirements/gpu.in --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/gpu.txt
+
+audit: ## published vulnerabilities of the pinned lists (needs the network and uv); fails where one could not be looked up
+	sed 's/+cpu//' requirements/$(REQUIREMENTS).txt | uvx pip-audit --strict --no-deps --disable-pip -r /dev/stdin
 
 clean: ## remove the environment and all runs
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

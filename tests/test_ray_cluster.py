@@ -7,7 +7,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[1]
-FILE = ROOT / "cluster" / "ray-cluster.yaml"
+FILE = ROOT / "ray-cluster.yaml"
 
 
 def config():
