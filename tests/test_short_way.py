@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.catalogue import Catalogue, entry_of
+from services.schemas import DecisionRequest
 
 CATALOGUE = Catalogue([entry_of(LossProportional(), "1"), entry_of(LossProportional(), "2")])
 SERVICE = client(CATALOGUE, max_sources_per_request=3)
@@ -46,6 +47,21 @@ def test_whatever_stands_in_the_body_both_ways_answer_alike(path, value, address
 def test_whatever_is_no_boundary_both_ways_refuse_alike(body):
     short, long = answers("/v1/decisions", body)
     assert short == long
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.floats(0, 1e6) | st.integers(0, 10**6), min_size=1), st.text(min_size=1, max_size=5), st.booleans())
+def test_numbers_and_texts_are_read_alike_to_the_last_bit(losses, name, ascii_only):
+    sources = [{"name": name, "role": "current", "losses": losses}]
+    body = json.dumps({**example(), "request_id": name, "sources": sources}, ensure_ascii=ascii_only).encode()
+    assert DecisionRequest.model_validate_json(body) == DecisionRequest.model_validate(json.loads(body))
+
+
+def test_of_a_key_that_is_there_twice_both_ways_take_the_last():
+    body = json.dumps(example()).replace('"request_id"', '"request_id": "first", "request_id"').encode()
+    short, long = answers("/v1/decisions", body)
+    assert short == long
+    assert short[2]["request_id"] == example()["request_id"]
 
 
 @pytest.mark.parametrize("if_match", ["*", f'"{SHA256}"', SHA256, '"other"', '"' * 80])
