@@ -1,6 +1,6 @@
 """vLLM as a `Generator` inside one process: no HTTP, no child processes, one engine for all checkpoints. The only file that imports vllm.
 
-    base folder → LLM (once, seconds) → reload_weights(checkpoint) (milliseconds) → greedy tokens
+    base folder → LLM (once, seconds) → reload_weights(checkpoint) (milliseconds) → greedy tokens, or what it thinks of given ones
 
 The process's environment must say how vLLM is to behave before this file is imported (`cluster.evaluation_actor.ENVIRONMENT`).
 """
@@ -28,7 +28,10 @@ class VllmGenerator:
         new_tokens = config.evaluation.max_new_tokens
         self.sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, stop_token_ids=[self.end], detokenize=False)
         # On a GPU the actor has the device to itself and vLLM measures what is left for the cache.
-        cache = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": config.evaluation.kv_cache_mib << 20}
+        extra: dict[str, Any] = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": config.evaluation.kv_cache_mib << 20}
+        if (parallel := config.evaluation.tensor_parallel) > 1:
+            # Left to itself, vLLM would ask Ray for more actors, with GPUs of their own, where it finds itself in a placement group.
+            extra |= {"tensor_parallel_size": parallel, "distributed_executor_backend": "mp"}
         self.engine = LLM(
             base_folder,
             dtype="bfloat16" if config.target.precision == "bf16" else "float32",
@@ -38,7 +41,7 @@ class VllmGenerator:
             generation_config="vllm",  # Not the model's own sampling defaults.
             use_tqdm_on_load=False,
             disable_log_stats=True,
-            **cache,
+            **extra,
         )
 
     def load(self, folder: str) -> None:
@@ -51,6 +54,13 @@ class VllmGenerator:
         """All prompts at once; vLLM batches them."""
         outputs = self.engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], self.sampling, use_tqdm=False)
         return [until(list(output.outputs[0].token_ids), self.end) for output in outputs]
+
+    def log_probabilities(self, rows: Sequence[Tokens]) -> list[list[float]]:
+        """As prompts, whose tokens vLLM scores on the way to a first new one; it looks none of them up in its prefix cache then."""
+        asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        outputs = self.engine.generate([{"prompt_token_ids": row} for row in rows], asked, use_tqdm=False)
+        told = [output.prompt_logprobs[1:] for output in outputs]
+        return [[place[token].logprob for place, token in zip(places, row[1:], strict=True)] for places, row in zip(told, rows, strict=True)]
 
 
 def _context_length(config: Config, base_folder: str) -> int:

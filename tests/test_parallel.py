@@ -66,10 +66,10 @@ def one_process(rank, root):
             learner = learner_of(root, case, meshes[size])
             spread = [type(parameter) is DTensor for parameter in learner.parameters.values()]
             found = outcome(learner, root, case)
-            folder = root / case if rank == 0 else None
-            if folder is not None:
-                folder.mkdir()
-            learner.model.save(folder)
+            write = learner.model.snapshot(keep=rank == 0)
+            if rank == 0:
+                (root / case).mkdir()
+                write(root / case)
             local = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in learner.model.parameters())
             again = {name: value.clone() for name, value in found["state"].items()}
             learner.restore_base()
@@ -114,7 +114,7 @@ def test_what_several_workers_save_is_the_model(root, case):
     alone = learner_of(root, case)
     alone.load_state_dict(torch.load(root / f"{case}.0.pt", weights_only=True)["state"])  # Elastic: of several, gone on with by one.
     (root / f"{case}.alone").mkdir()
-    alone.model.save(root / f"{case}.alone")
+    alone.model.snapshot()(root / f"{case}.alone")
     expected = dict(load_model(root / f"{case}.alone", "transformers").named_parameters())
     assert len(expected) == len(dict(saved.named_parameters()))
     for name, value in saved.named_parameters():
