@@ -53,14 +53,16 @@ class EvaluationActor:
     def score(self, folder: str) -> dict[str, Any]:
         """Scores of the model in `folder` on every source, what they took in seconds, and whether its weights were verified.
 
-        An actor that has no engine yet builds it from `folder`.
+        An actor that has no engine yet builds it from `folder`; for adapters from the base, whose weights they leave as they are.
 
         Raises:
             StaleWeightsError: an engine that was there before does not answer as the model that was saved; another must be built.
         """
         started, fresh = time.perf_counter(), self.generator is None
-        generator = self._build(folder) if self.generator is None else self.generator
-        if not fresh:
+        lora = self.config.target.lora
+        adapters = lora is not None and not lora.merged
+        generator = self.generator or self._build(self.base_folder if adapters else folder)
+        if adapters or not fresh:
             generator.load(folder)
         weights, fault = self._verified(generator, folder)
         told = {"weights": {**weights, "rebuilt": fresh}, "actor": f"{socket.gethostname()}/{os.getpid()}"}

@@ -151,6 +151,9 @@ class Config(Strict):
             raise ValueError(f"target.{asked[0]} needs target.model.implementation: transformers, got {self.target.model.implementation}")
         if self.target.pack_tokens is not None and self.target.pack_tokens < self.tuning.max_length:
             raise ValueError(f"target.pack_tokens must be at least tuning.max_length, got {self.target.pack_tokens} and {self.tuning.max_length}")
+        lora = self.target.lora
+        if lora and not lora.merged and (self.evaluation.engine != "vllm" or lora.rank > 512):
+            raise ValueError(f"target.lora.merged must be true for evaluation.engine: transformers and rank > 512, got rank {lora.rank}")
         parallel = self.evaluation.tensor_parallel
         if parallel > 1 and not (self.target.parallelism.use_gpu and self.evaluation.engine == "vllm"):
             raise ValueError(f"evaluation.tensor_parallel must be 1 without target.parallelism.use_gpu and evaluation.engine: vllm, got {parallel}")

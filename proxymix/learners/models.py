@@ -56,7 +56,7 @@ class LanguageModel(Protocol):
         ...
 
     def snapshot(self, keep: bool = True) -> Callable[[Path], None]:
-        """A copy of the model as it is now, adapters merged in: what writes its config and safetensors into a folder, at any later time.
+        """A copy of the model as it is now, adapters merged in unless they are to stay alone: what writes it into a folder, at any later time.
 
         Every worker asks; those that are not to write `keep` nothing.
         """
@@ -143,11 +143,17 @@ class TransformersModel(nn.Module):
         return ModelShape.of(matrices, head, config.num_hidden_layers * heads * head_size)
 
     def snapshot(self, keep: bool = True) -> Callable[[Path], None]:
-        """Of the full model in its own architecture, adapters merged into a copy of the weights."""
-        state = merged_state(self.causal) if self.lora else self.causal.state_dict(keep_vars=True)
+        """Of the full model in its own architecture, adapters merged into a copy of the weights; or of the adapters alone, as peft has them."""
+        alone = self.lora is not None and not self.lora.merged
+        if alone:
+            state = {name: value for name, value in self.model.state_dict(keep_vars=True).items() if ".lora_" in name}
+        else:
+            state = merged_state(self.causal) if self.lora else self.causal.state_dict(keep_vars=True)
         # One copy of what is tied, or it would be saved twice.
         copies = {id(value): self._as_saved(value, keep) for value in state.values()}
         kept = {name: copies[id(value)] for name, value in state.items()}
+        if alone:  # peft would look on the hub whether embeddings were changed.
+            return lambda folder: self.model.save_pretrained(folder, state_dict=kept, save_embedding_layers=False)
         return lambda folder: self.causal.save_pretrained(folder, state_dict=kept)
 
     def _as_saved(self, value: Tensor, keep: bool) -> Tensor | None:
