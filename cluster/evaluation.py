@@ -1,6 +1,7 @@
 """Checkpoints are scored while tuning goes on: a pool of actors, each with one engine that is given one set of weights after another.
 
     checkpoints/task<k>/ without scores/task<k>.json → a free EvaluationActor → scores/task<k>.json
+                                        ↳ its engine does not answer as the trainer's model → a new actor, with an engine built from the checkpoint
 
 The file system is the queue: nothing is lost when a worker, an actor or the driver dies, and running the job again goes on.
 """
@@ -20,14 +21,15 @@ import ray.util.metrics
 from ray.actor import ActorHandle
 
 from cluster.evaluation_actor import ENVIRONMENT, EvaluationActor
-from proxymix.artifacts import target_folder, write_json
+from proxymix.artifacts import read_json, target_folder, write_json
 from proxymix.cases import sequence_tasks
 from proxymix.config import Config
 from proxymix.errors import UserError
 from proxymix.evaluation.generation import check_answers_fit
 from proxymix.evaluation.scoring import base_score_path, score_path
+from proxymix.evaluation.verification import StaleWeightsError
 from proxymix.learners.models import load_tokenizer
-from proxymix.telemetry import EVALUATION_LAG, Telemetry
+from proxymix.telemetry import EVALUATION_LAG, REBUILT_ENGINES, Telemetry
 from proxymix.types import Source
 
 logger = logging.getLogger(__name__)
@@ -188,6 +190,10 @@ class EvaluationPool:
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             raise cause
+        if isinstance(cause, StaleWeightsError) and call.checkpoint:
+            logger.warning("%s: %s; its engine is rebuilt", call.checkpoint.folder, cause)
+            self._telemetry.record(REBUILT_ENGINES, 1, run=self.config.name)
+            return self._add_actor(call.checkpoint)
         key = call.checkpoint.score if call.checkpoint else None
         self._attempts[key] = self._attempts.get(key, 0) + 1
         what = f"score {call.checkpoint.folder!r}" if call.checkpoint else f"start the {self.config.evaluation.engine} engine"
@@ -222,16 +228,19 @@ class EvaluationPool:
                     found.append(Checkpoint(f"task{index}", str(model), score, not keep_all and index + 1 < num_tasks))
         return found
 
-    def _add_actor(self) -> None:
+    def _add_actor(self, checkpoint: Checkpoint | None = None) -> None:
+        """A new actor, whose engine is built from `checkpoint` to score it, or from the base to wait for work."""
         config = self.config
         environment = ENVIRONMENT if config.target.model.hub else {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"}
-        options = {"num_cpus": 1, "num_gpus": int(config.target.parallelism.use_gpu), "runtime_env": {"env_vars": environment}}
+        gpus = config.evaluation.tensor_parallel * config.target.parallelism.use_gpu
+        options = {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
         actor = ray.remote(EvaluationActor).options(**options).remote(config, self.base_folder, self._tests)
-        self._calls[actor.warm_up.remote()] = _Call(actor, None)
+        reference = actor.score.remote(checkpoint.folder) if checkpoint else actor.warm_up.remote()
+        self._calls[reference] = _Call(actor, checkpoint)
 
 
 def _dispose(checkpoints: Sequence[Checkpoint]) -> None:
-    """Removes what is scored and need not stay."""
+    """Removes what is scored and need not stay; a checkpoint that could not be scored stays for whoever looks into it."""
     for checkpoint in checkpoints:
-        if checkpoint.disposable and checkpoint.score.exists():
+        if checkpoint.disposable and Path(checkpoint.folder).exists() and "unscored" not in (read_json(checkpoint.score) or {"unscored": ""}):
             shutil.rmtree(checkpoint.folder, ignore_errors=True)

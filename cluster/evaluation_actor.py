@@ -1,10 +1,11 @@
 """One evaluation actor: an engine that is loaded once and given one set of weights after another.
 
-checkpoint folder → Generator.load → greedy answers to the test rows of every source → scores
+checkpoint folder → Generator.load → answers like the trainer's model? → greedy answers to the test rows of every source → scores
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -15,7 +16,8 @@ from proxymix.config import Config
 from proxymix.errors import UserError
 from proxymix.evaluation.generation import Generator, TransformersGenerator, generate_answers
 from proxymix.evaluation.judge import HttpJudge
-from proxymix.evaluation.scoring import checkpoint_scores
+from proxymix.evaluation.scoring import checkpoint_scores, no_scores
+from proxymix.evaluation.verification import TOLERANCE, Fingerprint, StaleWeightsError
 from proxymix.learners.models import load_tokenizer
 from proxymix.types import Source
 
@@ -45,16 +47,29 @@ class EvaluationActor:
         """Builds the engine from the base model; later calls cost nothing. Returns the seconds it took, imports included."""
         started = time.perf_counter()
         if self.generator is None:
-            self.tokenizer = load_tokenizer(self.base_folder, self.config.target.model.chat_template)
-            self.generator = _generator_class(self.config.evaluation.engine)(self.base_folder, self.config, self.tokenizer)
+            self._build(self.base_folder)
         return time.perf_counter() - started
 
     def score(self, folder: str) -> dict[str, Any]:
-        """Scores of the model in `folder` on every source, and what they took in seconds."""
-        self.warm_up()
-        assert self.generator is not None
-        started = time.perf_counter()
-        self.generator.load(folder)
+        """Scores of the model in `folder` on every source, what they took in seconds, and whether its weights were verified.
+
+        An actor that has no engine yet builds it from `folder`; for adapters from the base, whose weights they leave as they are.
+
+        Raises:
+            StaleWeightsError: an engine that was there before does not answer as the model that was saved; another must be built.
+        """
+        started, fresh = time.perf_counter(), self.generator is None
+        lora = self.config.target.lora
+        adapters = lora is not None and not lora.merged
+        generator = self.generator or self._build(self.base_folder if adapters else folder)
+        if adapters or not fresh:
+            generator.load(folder)
+        weights, fault = self._verified(generator, folder)
+        told = {"weights": {**weights, "rebuilt": fresh}, "actor": f"{socket.gethostname()}/{os.getpid()}"}
+        if fault is not None and not fresh:
+            raise StaleWeightsError(fault)
+        if fault is not None:
+            return {**no_scores(self.sources, f"{fault}, with an engine built from it"), **told}
         loaded = time.perf_counter()
         rows = [row for source in self.sources for row in source.test]
         answers = iter(generate_answers(self.generator, self.tokenizer, rows, self.config.tuning.max_length))
@@ -63,7 +78,22 @@ class EvaluationActor:
         judge = HttpJudge(settings.judge) if settings.judge else None
         scores = checkpoint_scores(self.sources, by_source, self.config.controller.reward.gamma, code=settings.code, judge=judge)
         seconds = {"reload": round(loaded - started, 4), "generate": round(time.perf_counter() - loaded, 4)}
-        return {**scores, "seconds": seconds, "actor": f"{socket.gethostname()}/{os.getpid()}"}
+        return {**scores, "seconds": seconds, **told}
+
+    def _build(self, folder: str) -> Generator:
+        self.tokenizer = load_tokenizer(self.base_folder, self.config.target.model.chat_template)
+        self.generator = generator = _generator_class(self.config.evaluation.engine)(folder, self.config, self.tokenizer)
+        return generator
+
+    def _verified(self, generator: Generator, folder: str) -> tuple[dict[str, Any], str | None]:
+        """What is known of the engine's weights, and what is wrong with them. The base and older checkpoints have no fingerprint: unverified."""
+        fingerprint = None if folder == self.base_folder else Fingerprint.read(folder)
+        if fingerprint is None:
+            return {"verified": False, "difference": None}, None
+        difference, tolerance = fingerprint.difference(generator), TOLERANCE[self.config.target.precision]
+        told = {"verified": difference <= tolerance, "difference": round(difference, 7) if math.isfinite(difference) else None}
+        wrong = f"answers differ from those of the model that was saved by {difference:.3g} nats, more than {tolerance:g}"
+        return told, None if difference <= tolerance else wrong
 
 
 def _generator_class(engine: str) -> Callable[..., Generator]:

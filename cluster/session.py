@@ -101,7 +101,7 @@ def _check_memory(config: Config) -> None:
 def _needs(config: Config) -> Needs:
     """Evaluation actors are there from the start; beside them the env runners (or as many pilots), later Train's workers and the service."""
     actors, workers = config.evaluation.actors, config.target.parallelism.num_workers
-    gpus = workers + actors if config.target.parallelism.use_gpu else 0
+    gpus = workers + config.evaluation.gpus if config.target.parallelism.use_gpu else 0
     return Needs(actors + max(config.controller.num_env_runners, workers + 1, 2) + 1, gpus)
 
 

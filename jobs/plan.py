@@ -86,15 +86,17 @@ def _print_memory(config: Config, shapes: Sequence[Shape], gpus: int, memory_gib
     if not config.target.parallelism.use_gpu:
         return []
     faults = []
-    if workers + actors > gpus:
-        faults.append(f"needs {workers + actors} GPUs ({workers} workers and {actors} evaluation actors), there are {gpus}")
+    needed = workers + config.evaluation.gpus
+    if needed > gpus:
+        each = f" of {config.evaluation.tensor_parallel}" if config.evaluation.tensor_parallel > 1 else ""
+        faults.append(f"needs {needed} GPUs ({workers} workers and {actors} evaluation actors{each}), there are {gpus}")
     if tuning.total > memory_gib * GIB:
         faults.append(
             f"a worker needs {tuning.total / GIB:.1f} GiB, a GPU has {memory_gib:g}; try target.gradient_checkpointing, a smaller "
             "target.micro_batch_size or target.pack_tokens, target.lora, or target.parallelism.strategy=fsdp"
         )
     if not scoring.rows_at_once:
-        faults.append(f"an evaluation actor cannot hold the weights and one row's cache in {memory_gib:g} GiB")
+        faults.append(f"an evaluation actor cannot hold the weights and one row's cache in {memory_gib:g} GiB; raise evaluation.tensor_parallel")
     hardware = f"{gpus} × {gpu_name} of {memory_gib:g} GiB"
     out.print(f"[bold red]does not fit {hardware}[/]" if faults else f"[bold green]fits {hardware}[/] ({workers} tune, {actors} score)")
     return faults

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -80,13 +80,14 @@ class Checkpoints:
             shards = [stack.enter_context(safe_open(path, "pt")) for path in paths]
             yield json.loads(shards[0].metadata()["progress"]), WholeTensors(shards)
 
-    def save(self, stage: int, state: Mapping[str, Tensor], progress: Any) -> None:
+    def save(self, stage: int, state: Mapping[str, Tensor], progress: Any, first: Callable[[], None] | None = None) -> None:
         """Copies this worker's part of `state` and begins to write it, once what was begun before is written.
 
         Args:
             stage: stages tuned so far; names the checkpoint.
             state: tensors, spread out or the same on all workers.
             progress: a JSON value, the same on all workers.
+            first: what the first worker must write before: where it fails, or dies over it, the checkpoint is not whole.
 
         Raises:
             UserError: of `wait`.
@@ -98,7 +99,16 @@ class Checkpoints:
             copies = {name: part(value).to("cpu", copy=True).contiguous() for name, value in mine.items()}
             told = {"progress": json.dumps(progress, allow_nan=False)} if self.rank == 0 else None
             shard = f"{stage:06d}-{self.attempt}", f"{self.rank}-of-{num_shards}"
-            self._pending = self._writer.submit(self._write, *shard, copies, told)
+            self.begin(lambda: self._write(*shard, copies, told, first))
+
+    def begin(self, write: Callable[[], None]) -> None:
+        """Lets `write` go on in the background, once what was begun before is written.
+
+        Raises:
+            UserError: of `wait`.
+        """
+        self.wait()
+        self._pending = self._writer.submit(write)
 
     def wait(self) -> None:
         """Until what `save` began is written.
@@ -125,7 +135,9 @@ class Checkpoints:
         """Waits for what is being written, whatever comes of it."""
         self._writer.shutdown()
 
-    def _write(self, name: str, shard: str, tensors: dict[str, Tensor], told: dict[str, str] | None) -> None:
+    def _write(self, name: str, shard: str, tensors: dict[str, Tensor], told: dict[str, str] | None, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            first()
         folder = f"{self._root}/{name}"
         if told is not None:  # One worker tidies up. All that is there is whole: nobody begins before everybody has finished the one before.
             for old in [other for other in self._names() if other != name][: -self.keep]:

@@ -18,7 +18,7 @@ from proxymix.ablation_config import AblationConfig
 from proxymix.benchmark_config import BenchmarkConfig
 from proxymix.controller_config import ControllerConfig, CurriculumConfig
 from proxymix.errors import UserError
-from proxymix.scoring_config import CodeConfig, JudgeConfig
+from proxymix.scoring_config import EvaluationConfig
 from proxymix.service_config import ServiceConfig
 from proxymix.study_config import MirroringStudyConfig
 from proxymix.sweep_config import SweepConfig
@@ -88,23 +88,6 @@ class TransferConfig(Strict):
     guard: GuardConfig = GuardConfig()
 
 
-class EvaluationConfig(Strict):
-    """How checkpoints are scored while tuning goes on."""
-
-    engine: Literal["vllm", "transformers"] = "vllm"
-    actors: int = Field(default=1, ge=1)
-    max_new_tokens: int = Field(default=8, ge=1)
-    test_size: int = Field(default=64, ge=1)
-    """At most this many test examples per source."""
-    keep_checkpoints: Literal["all", "last"] = "all"
-    """`last`: a checkpoint goes once it is scored, but for the last one of every target run."""
-    kv_cache_mib: int = Field(default=64, ge=1)
-    """Memory for vLLM's key-value cache, per actor (CPU engine)."""
-    code: CodeConfig = CodeConfig()
-    judge: JudgeConfig | None = None
-    """Who says whether an answer refuses; None: the rules of `proxymix.evaluation.refusal`."""
-
-
 class ResourcesConfig(Strict):
     """What the run asks of the machine or cluster."""
 
@@ -168,6 +151,12 @@ class Config(Strict):
             raise ValueError(f"target.{asked[0]} needs target.model.implementation: transformers, got {self.target.model.implementation}")
         if self.target.pack_tokens is not None and self.target.pack_tokens < self.tuning.max_length:
             raise ValueError(f"target.pack_tokens must be at least tuning.max_length, got {self.target.pack_tokens} and {self.tuning.max_length}")
+        lora = self.target.lora
+        if lora and not lora.merged and (self.evaluation.engine != "vllm" or lora.rank > 512):
+            raise ValueError(f"target.lora.merged must be true for evaluation.engine: transformers and rank > 512, got rank {lora.rank}")
+        parallel = self.evaluation.tensor_parallel
+        if parallel > 1 and not (self.target.parallelism.use_gpu and self.evaluation.engine == "vllm"):
+            raise ValueError(f"evaluation.tensor_parallel must be 1 without target.parallelism.use_gpu and evaluation.engine: vllm, got {parallel}")
         per_iteration, runners = self.controller.episodes_per_iteration, max(1, self.controller.num_env_runners)
         if per_iteration % runners:
             raise ValueError(f"controller.num_env_runners must divide controller.episodes_per_iteration, got {runners} and {per_iteration}")

@@ -3,13 +3,15 @@
 runs/<name>/target/<method>/seed<k>/
     decisions.jsonl           every boundary, decision and realised count
     state/                    the run at its last stage boundaries (`checkpoints.py`), unless `target.checkpoints.storage` is elsewhere
-    checkpoints/task<k>/      a Hugging Face folder after every task, scored by the evaluation actors
+    checkpoints/task<k>/      a Hugging Face folder after every task, with a fingerprint of its answers; scored by the evaluation actors
     done                      present once the run is over
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,8 +20,9 @@ from proxymix.account import Account, Cost
 from proxymix.artifacts import write_folder, write_jsonl, write_text
 from proxymix.checkpoints import Checkpoints
 from proxymix.continual import ContinualRun
+from proxymix.evaluation.verification import Fingerprint
 from proxymix.learners.interface import ResumableLearner
-from proxymix.learners.models import save_model
+from proxymix.learners.models import write_model
 from proxymix.ranks import ALONE, Ranks
 from proxymix.types import Decision, StageRecord
 
@@ -113,23 +116,22 @@ class RunJournal:
         return name is not None
 
     def stage_finished(self, run: ContinualRun, record: StageRecord) -> None:
-        """Appends the decision, then begins to save the state it led to (after the last stage: nothing, the model is all).
+        """Appends the decision, then begins to save the state it led to; at a task's end the model too, after the last stage alone.
 
         Raises:
-            UserError: on all workers, the state before could not be saved on one.
+            UserError: on all workers, what was begun before could not be saved on one.
         """
         self.ranks.together(self.checkpoints.wait)
         self.rows.append(record_row(record))
         if self.writes:
             self._account_for(record)
             write_jsonl(self.folder / "decisions.jsonl", self.rows)
-        if run.stage_index == 0:
-            # The checkpoint comes before the state: a state that says "task over" must find its checkpoint.
-            self._save_checkpoint(run.task_index - 1)
-        if run.done:
-            return  # `done` takes the place of a last state; a kill before it is written costs one stage.
-
-        self.checkpoints.save(len(self.rows), self.learner.state_dict(), {"run": run.state_dict(), "rows": self.rows})
+        # The model comes before the state: a state that says "task over" must find it.
+        first = self._model_to_write(run) if run.stage_index == 0 else None
+        if not run.done:
+            self.checkpoints.save(len(self.rows), self.learner.state_dict(), {"run": run.state_dict(), "rows": self.rows}, first)
+        elif first is not None:
+            self.checkpoints.begin(first)  # `done` takes the place of a last state; a kill before it is written costs one stage.
 
     def task_finished(self, run: ContinualRun, task_index: int) -> None:
         """Marks the end of the last task."""
@@ -153,9 +155,13 @@ class RunJournal:
             run = f"{self.folder.parent.name}/{self.folder.name}"
             self.account.add("tuning", f"{run}/task{boundary.task_index}/stage{boundary.stage_index}", "target", cost)
 
-    def _save_checkpoint(self, task_index: int) -> None:
-        model, place = self.learner.model, self.folder / "checkpoints" / f"task{task_index}"
-        if self.writes:
-            write_folder(place, lambda folder: save_model(model, self.base_folder, folder))
-        else:
-            model.save(None)
+    def _model_to_write(self, run: ContinualRun) -> Callable[[], None] | None:
+        """What writes the model as it is now, for the one worker that writes; all take part in gathering it."""
+        fingerprint = Fingerprint.of(self.learner, [source.probe for source in run.visible])
+        write = self.learner.model.snapshot(keep=self.writes)
+
+        def fill(folder: Path) -> None:
+            write_model(write, self.base_folder, folder)
+            fingerprint.write(folder)
+
+        return partial(write_folder, self.folder / "checkpoints" / f"task{run.task_index - 1}", fill) if self.writes else None

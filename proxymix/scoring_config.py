@@ -1,6 +1,8 @@
-"""The part of a config that says how answers are graded where words alone do not do: programs that are run, a model that judges."""
+"""The part of a config that says how checkpoints are scored: who answers, and how answers are graded where words alone do not do."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -33,3 +35,27 @@ class JudgeConfig(Strict):
     """Of one question."""
     attempts: int = Field(default=4, ge=1)
     """Questions asked, with growing pauses, before an answer is left unscored."""
+
+
+class EvaluationConfig(Strict):
+    """How checkpoints are scored while tuning goes on."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    actors: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that share each actor's engine, for a target that one of them cannot hold (`vllm`); must divide the model's attention heads."""
+    max_new_tokens: int = Field(default=8, ge=1)
+    test_size: int = Field(default=64, ge=1)
+    """At most this many test examples per source."""
+    keep_checkpoints: Literal["all", "last"] = "all"
+    """`last`: a checkpoint goes once it is scored, but for the last one of every target run."""
+    kv_cache_mib: int = Field(default=64, ge=1)
+    """Memory for vLLM's key-value cache, per actor (CPU engine)."""
+    code: CodeConfig = CodeConfig()
+    judge: JudgeConfig | None = None
+    """Who says whether an answer refuses; None: the rules of `proxymix.evaluation.refusal`."""
+
+    @property
+    def gpus(self) -> int:
+        """Of all actors together, where the target uses GPUs."""
+        return self.actors * self.tensor_parallel

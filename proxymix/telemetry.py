@@ -51,6 +51,9 @@ SOURCE_LOSS = Metric("proxymix_source_loss", "Gauge", "Last validation loss of a
 STAGE_SECONDS = Metric("proxymix_stage_seconds", "Histogram", "Wall-clock of a stage by phase", (*_TARGET, "phase"), MINUTES)
 
 EVALUATION_LAG = Metric("proxymix_evaluation_lag", "Gauge", "Checkpoints that wait for their score", _RUN)
+REBUILT_ENGINES = Metric(
+    "proxymix_rebuilt_engines", "Counter", "Evaluation engines that did not answer as the trainer's model, and were rebuilt", _RUN
+)
 ITERATIONS = Metric("proxymix_iterations", "Counter", "Iterations of the controller's training", _RUN)
 TRAINING_SCORE = Metric("proxymix_training_score", "Gauge", "Mean score of the last iteration's episodes", _RUN)
 DROPPED_EPISODES = Metric("proxymix_dropped_episodes", "Counter", "Episodes lost with an env runner that died or was too slow, and run again", _RUN)
@@ -58,7 +61,7 @@ DROPPED_EPISODES = Metric("proxymix_dropped_episodes", "Counter", "Episodes lost
 METRICS = (
     *(REQUESTS, REQUEST_SECONDS, DECISIONS, DECISIONS_IN_FLIGHT, RELOAD_FAILURES),
     *(STAGES, FALLBACKS, REPLAY_SHARE, MIXTURE_WEIGHT, SOURCE_LOSS, STAGE_SECONDS),
-    *(EVALUATION_LAG, ITERATIONS, TRAINING_SCORE, DROPPED_EPISODES),
+    *(EVALUATION_LAG, REBUILT_ENGINES, ITERATIONS, TRAINING_SCORE, DROPPED_EPISODES),
 )
 """All there are."""
 

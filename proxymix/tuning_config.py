@@ -130,6 +130,9 @@ class LoraConfig(Strict):
     modules: Literal["qv", "qkvo"] | Annotated[list[str], Field(min_length=1)] = "qv"
     """Which layers get adapters. `qv`: attention's queries and values, or the fused layer that holds them. `qkvo`: every matrix of attention.
     Or the ends of module names as the model has them."""
+    merged: bool = True
+    """Whether the model that is kept after a task is whole, adapters merged in. False: adapters alone, a hundredth of the space; whoever loads them
+    needs the base too. vLLM scores them beside it (`evaluation.engine: vllm`, rank at most 512)."""
 
 
 class ProxyConfig(Strict):

@@ -68,6 +68,12 @@ def test_sources_may_be_written_short(write):
         ({"proxy": {"model": {}}}, "proxy.model", "exactly one of"),
         ({"target": {"lora": {"rank": 4}}}, "", "target.lora needs"),
         ({"target": {"parallelism": {"num_workers": 3}}}, "", "num_workers must divide tuning.batch_size"),
+        ({"evaluation": {"tensor_parallel": 2}}, "", "evaluation.tensor_parallel must be 1 without target.parallelism.use_gpu .* got 2"),
+        (
+            {"target": {"model": {"preset": "nano", "implementation": "transformers"}, "lora": {"rank": 513, "merged": False}}},
+            "",
+            "target.lora.merged must be true .* got rank 513",
+        ),
         ({"controller": {"num_env_runners": 3}}, "", "num_env_runners must divide"),
         ({"controller": {"episodes": 17}}, "", "must divide controller.episodes"),
         ({"controller": {"max_sources": 6}}, "", "got 6 for 7"),

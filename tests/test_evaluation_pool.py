@@ -1,6 +1,7 @@
 """The pool of evaluation actors on a real Ray: two engines that agree, checkpoints that appear late, actors that die."""
 
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -15,17 +16,19 @@ from proxymix.config import Config
 from proxymix.data.encoding import encode_split, prompt_ids
 from proxymix.errors import UserError
 from proxymix.evaluation.scoring import base_score_path, score_path
+from proxymix.evaluation.verification import TOLERANCE, Fingerprint
 from proxymix.learners.decoder import LeanLlama
 from proxymix.learners.learner import Learner
 from proxymix.learners.models import load_tokenizer, save_model
 from proxymix.learners.pretraining import build_tokenizer, llama_config
+from proxymix.telemetry import REBUILT_ENGINES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray itself uses what is deprecated.
     import ray
 
     from cluster.evaluation import EvaluationPool
-    from cluster.evaluation_actor import ENVIRONMENT
+    from cluster.evaluation_actor import ENVIRONMENT, EvaluationActor
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -76,6 +79,7 @@ def models(tmp_path_factory, sources):
             learner.train_step(rows)
         (root / name).mkdir()
         save_model(network, root / "base", root / name)
+        Fingerprint.of(learner, [encode_split(source.test, tokenizer, 64) for source in sources]).write(root / name)
     return root
 
 
@@ -113,6 +117,7 @@ def test_scores_are_those_of_the_learner(cluster, models, sources, tmp_path, eng
         score, expected = read_json(path), teacher_forced(models, name, sources)
         assert score["checkpoint"] == label
         assert set(score["seconds"]) == {"reload", "generate"}
+        assert (score["weights"]["verified"], score["weights"]["rebuilt"]) == (name != "base", False)
         for source in sources:
             if source.scorer == "exact_match":
                 assert score["sources"][source.name] == {"accuracy": expected[source.name], "num_rows": len(source.test), "num_unscored": 0}
@@ -121,7 +126,7 @@ def test_scores_are_those_of_the_learner(cluster, models, sources, tmp_path, eng
 
 
 @ray.remote
-def tokens_of_both_engines(base, checkpoint, config, prompts):
+def tokens_of_both_engines(base, checkpoint, perturbed, config, prompts):
     from cluster.vllm_engine import VllmGenerator
     from proxymix.evaluation.generation import TransformersGenerator
 
@@ -133,20 +138,67 @@ def tokens_of_both_engines(base, checkpoint, config, prompts):
         generator.load(checkpoint)
         seconds.append(time.perf_counter() - started)
         after = generator.generate(prompts)
+        fingerprint = Fingerprint.read(checkpoint)
+        assert fingerprint.difference(generator) < TOLERANCE["fp32"] / 100
+        generator.load(perturbed)
+        assert fingerprint.difference(generator) > TOLERANCE["fp32"]
         generator.load(base)
+        assert fingerprint.difference(generator) > TOLERANCE["fp32"]
         assert generator.generate(prompts) == before
         answers.append((before, after))
     return answers, seconds
 
 
-def test_vllm_gives_transformers_tokens_before_and_after_a_reload(cluster, models, sources):
+def test_vllm_gives_transformers_tokens_before_and_after_a_reload(cluster, models, sources, tmp_path):
     """Tied output layers are the trap: vLLM's own reload left the old one in place on CPU."""
+    network = LeanLlama.load(models / "long")
+    with torch.no_grad():
+        next(iter(network.parameters())).add_(0.02)
+    save_model(network, models / "base", tmp_path)
     tokenizer = load_tokenizer(models / "base")
     prompts = [prompt_ids(row.prompt, tokenizer) for source in sources for row in source.test]
     remote = tokens_of_both_engines.options(runtime_env={"env_vars": {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"}})
-    (vllm, transformers), _ = ray.get(remote.remote(str(models / "base"), str(models / "long"), CONFIG, prompts), timeout=120)
+    folders = (str(models / "base"), str(models / "long"), str(tmp_path))
+    (vllm, transformers), _ = ray.get(remote.remote(*folders, CONFIG, prompts), timeout=400)
     assert vllm == transformers
     assert vllm[0] != vllm[1]
+
+
+class StaleActor(EvaluationActor):
+    """One whose engine, once it is there, takes no other weights."""
+
+    def _build(self, folder):
+        generator = super()._build(folder)
+        generator.load = lambda folder: None
+        return generator
+
+
+def test_a_stale_engine_is_rebuilt_and_a_wrong_checkpoint_kept_unscored(cluster, models, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.evaluation.EvaluationActor", StaleActor)
+    put_checkpoint(models, "short", tmp_path, 0)
+    wrong = put_checkpoint(models, "short", tmp_path, 1)
+    (wrong / "fingerprint.json").unlink()
+    shutil.copy(models / "long" / "fingerprint.json", wrong)
+    config = config_with("transformers", keep_checkpoints="last")
+    with EvaluationPool(config, str(models / "base"), sources) as pool:
+        counted = []
+        monkeypatch.setattr(pool._telemetry, "record", lambda metric, value, **tags: counted.append(value) if metric is REBUILT_ENGINES else None)
+        pool.start(tmp_path, [RUN])
+        pool.finish(stall_timeout_s=120)
+    first, second = (read_json(score_path(target_folder(tmp_path, *RUN), index)) for index in (0, 1))
+    expected = teacher_forced(models, "short", sources)
+    assert {name: row["accuracy"] for name, row in first["sources"].items() if name in exact(sources)} == {
+        name: expected[name] for name in exact(sources)
+    }
+    assert (first["weights"]["verified"], first["weights"]["rebuilt"]) == (True, True)
+    assert "more than 0.01" in second["unscored"]
+    assert all(row["accuracy"] is None for row in second["sources"].values())
+    assert wrong.exists()
+    assert sum(counted) == 2
+
+
+def exact(sources):
+    return [source.name for source in sources if source.scorer == "exact_match"]
 
 
 def test_a_killed_actor_loses_nothing(cluster, models, sources, tmp_path):

@@ -146,7 +146,7 @@ def test_bf16_tunes_fp32_weights(llama, batches, tmp_path, lora, kept):
     losses = tuned(learner, batches)
     assert losses == pytest.approx(exact, abs=5e-2)
     assert losses != pytest.approx(exact, abs=1e-6)  # or it was not in bf16 at all
-    learner.model.save(tmp_path)
+    learner.model.snapshot()(tmp_path)
     num_weights = sum(parameter.numel() for parameter in load_model(tmp_path, "transformers").parameters())
     assert (tmp_path / "model.safetensors").stat().st_size < 2.2 * num_weights  # Two bytes each.
 

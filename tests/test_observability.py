@@ -72,6 +72,7 @@ def test_names_are_stable_and_well_formed():
         "proxymix_fallbacks",
         "proxymix_iterations",
         "proxymix_mixture_weight",
+        "proxymix_rebuilt_engines",
         "proxymix_reload_failures",
         "proxymix_replay_share",
         "proxymix_request_seconds",

@@ -136,7 +136,7 @@ def test_a_saved_model_holds_every_adapter(base_folder, batches, source, tmp_pat
     learner = new_learner(base_folder)
     for _ in range(2):
         tuned(learner, batches)
-    learner.model.save(tmp_path)
+    learner.model.snapshot()(tmp_path)
     saved = Learner(load_model(tmp_path, "transformers"), TUNING)
     assert saved.losses({"x": source.probe})["x"] == pytest.approx(learner.losses({"x": source.probe})["x"], abs=1e-5)
 

@@ -1,6 +1,7 @@
 """Four real processes over gloo: however a model is spread over workers, its losses, readings, weights and saved model are those of one."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from proxymix.continual import ContinualRun, run_continual
 from proxymix.controllers.baselines import UniformReplay
 from proxymix.data.chat import as_chat
 from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split
+from proxymix.evaluation.generation import TransformersGenerator
+from proxymix.evaluation.verification import TOLERANCE, Fingerprint
 from proxymix.learners.models import load_model, load_tokenizer
 from proxymix.learners.parallel import whole
 from proxymix.types import Example
@@ -66,16 +69,17 @@ def one_process(rank, root):
             learner = learner_of(root, case, meshes[size])
             spread = [type(parameter) is DTensor for parameter in learner.parameters.values()]
             found = outcome(learner, root, case)
-            folder = root / case if rank == 0 else None
-            if folder is not None:
-                folder.mkdir()
-            learner.model.save(folder)
+            write = learner.model.snapshot(keep=rank == 0)
+            if rank == 0:
+                (root / case).mkdir()
+                write(root / case)
             local = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in learner.model.parameters())
             again = {name: value.clone() for name, value in found["state"].items()}
             learner.restore_base()
             learner.load_state_dict(again)
             back = all(torch.equal(whole(value), found["state"][name]) for name, value in learner.state_dict().items())
-            torch.save({**found, "spread": spread, "local": local, "back": back}, root / f"{case}.{rank}.pt")
+            fingerprint = asdict(Fingerprint.of(learner, [source.probe for source in sources(root / CASES[case][0])]))
+            torch.save({**found, "fingerprint": fingerprint, "spread": spread, "local": local, "back": back}, root / f"{case}.{rank}.pt")
     (root / f"{rank}.json").write_text(json.dumps("over"))
     dist.barrier()
     dist.destroy_process_group()
@@ -103,6 +107,7 @@ def test_workers_together_are_one(root, case):
         assert all(result["read"][name] == pytest.approx(values, abs=10 * close) for name, values in expected["read"].items())
         assert all(torch.equal(value, results[0]["state"][name]) for name, value in result["state"].items())
         assert result["back"]
+        assert result["fingerprint"] == results[0]["fingerprint"]
         assert all(result["spread"]) == any(result["spread"]) == (strategy == "fsdp")
     num_weights = sum(parameter.numel() for parameter in alone.model.parameters())
     assert sum(result["local"] for result in results) == num_weights * (1 if strategy == "fsdp" else size)
@@ -114,8 +119,12 @@ def test_what_several_workers_save_is_the_model(root, case):
     alone = learner_of(root, case)
     alone.load_state_dict(torch.load(root / f"{case}.0.pt", weights_only=True)["state"])  # Elastic: of several, gone on with by one.
     (root / f"{case}.alone").mkdir()
-    alone.model.save(root / f"{case}.alone")
+    alone.model.snapshot()(root / f"{case}.alone")
     expected = dict(load_model(root / f"{case}.alone", "transformers").named_parameters())
     assert len(expected) == len(dict(saved.named_parameters()))
     for name, value in saved.named_parameters():
         assert torch.allclose(value, expected[name], atol=1e-6 if CASES[case][4] == "fp32" else 1e-2), name
+    generator = object.__new__(TransformersGenerator)
+    generator.model, generator.device = saved.model.eval(), torch.device("cpu")
+    fingerprint = Fingerprint(**torch.load(root / f"{case}.0.pt", weights_only=True)["fingerprint"])
+    assert fingerprint.difference(generator) < TOLERANCE[CASES[case][4]] / 10

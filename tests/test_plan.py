@@ -95,6 +95,10 @@ def test_recipes_fit_one_node_of_eight_gpus_of_80_gb(name):
     assert tuning_memory(settings, shape).total < 79 * GIB
     assert scoring_memory(settings, shape_of(geometry), 79 * GIB).rows_at_once > 100
     assert settings.target.parallelism.num_workers + settings.evaluation.actors == 8
+    parts = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"tensor_parallel": 2})})
+    whole, half = (scoring_memory(one, shape_of(geometry), 79 * GIB) for one in (settings, parts))
+    assert (half.weights, half.cache_per_row) == (whole.weights / 2, whole.cache_per_row / 2)
+    assert half.rows_at_once > 2 * whole.rows_at_once
 
 
 def test_the_command_says_what_fits_offline_and_with_rates(tmp_path):
@@ -128,6 +132,8 @@ def test_what_does_not_fit_is_a_mistake(monkeypatch):
     full = load_config(ROOT / "configs" / "llama3_8b_s1.yaml", ["target.lora=null"])
     with pytest.raises(UserError, match=r"a worker needs 1[0-9]{2}"):  # 8 B weights, gradients and two moments in fp32: 120 GiB and more.
         say(full)
+    with pytest.raises(UserError, match=r"needs 12 GPUs \(4 workers and 4 evaluation actors of 2\), there are 8"):
+        say(load_config(ROOT / "configs" / "llama3_8b_s1.yaml", ["evaluation.tensor_parallel=2"]))
     spread = ["target.lora=null", "target.parallelism.strategy=fsdp", "target.parallelism.num_workers=8", "evaluation.actors=1"]
     assert "fits 9" in say(load_config(ROOT / "configs" / "llama3_8b_s1.yaml", spread), gpus=9)
 

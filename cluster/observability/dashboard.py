@@ -69,6 +69,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Iterations per minute", f"60 * {_rate(telemetry.ITERATIONS, 'run', RUNS)}", "{{run}}"),
         Panel("Episodes lost with an env runner", f"sum by (run) ({_last(telemetry.DROPPED_EPISODES)})", "{{run}}"),
         Panel("Checkpoints waiting for a score", _last(telemetry.EVALUATION_LAG), "{{run}}"),
+        Panel("Evaluation engines rebuilt", f"sum by (run) ({_last(telemetry.REBUILT_ENGINES)})", "{{run}}"),
     ),
 }
 

@@ -31,6 +31,10 @@ class Generator(Protocol):
         """One answer per prompt: at most `evaluation.max_new_tokens` tokens, without the end token."""
         ...
 
+    def log_probabilities(self, rows: Sequence[Tokens]) -> list[list[float]]:
+        """Of every token but the first of its row, given those before it, nats."""
+        ...
+
 
 class TransformersGenerator:
     """Batched `generate` of transformers: any architecture, no start-up cost, slower than vLLM on large models."""
@@ -78,6 +82,16 @@ class TransformersGenerator:
             for index, tokens in zip(chosen, output[:, width:].tolist(), strict=True):
                 answers[index] = until(tokens, int(self.settings.eos_token_id))
         return answers
+
+    @torch.inference_mode()
+    def log_probabilities(self, rows: Sequence[Tokens]) -> list[list[float]]:
+        """Row by row; there are few."""
+        found = []
+        for row in rows:
+            tokens = torch.tensor([row], device=self.device)
+            scores = self.model(tokens).logits[0, :-1].float().log_softmax(-1)
+            found.append(scores.gather(1, tokens[0, 1:, None])[:, 0].tolist())
+        return found
 
 
 def until(tokens: Tokens, end: int) -> Tokens:

@@ -56,6 +56,12 @@ def checkpoint_scores(
     return {"sources": rows, "safety": asdict(safety_rates(requests, gamma)) if requests else None}
 
 
+def no_scores(sources: Sequence[Source], reason: str) -> dict[str, Any]:
+    """What `checkpoint_scores` gives, of a model that cannot be scored, and `unscored`: the reason."""
+    rows = {source.name: _row([None] * len(source.test)) for source in sources}
+    return {"sources": rows, "safety": None, "unscored": reason}
+
+
 def assemble_accuracy(run_dir: str | Path, method: str, seed: int, tasks: Sequence[str], anchors: Sequence[str]) -> dict[str, Any]:
     """Writes `accuracy.json` of one target run from the scores that are there, and returns it.
 
@@ -66,7 +72,8 @@ def assemble_accuracy(run_dir: str | Path, method: str, seed: int, tasks: Sequen
         tasks: names in order; row i of `matrix` is the model after task i, column j the accuracy on task j, None where unscored.
         anchors: names.
 
-    Beside the scores stands `num_unscored`: answers of each source, all checkpoints together, that got none.
+    Beside the scores stands `num_unscored`: answers of each source, all checkpoints together, that got none; and `unscored`: checkpoints that got
+    none at all, with the reason.
     """
     folder = target_folder(run_dir, method, seed)
     base = read_json(base_score_path(run_dir)) or {}
@@ -82,6 +89,7 @@ def assemble_accuracy(run_dir: str | Path, method: str, seed: int, tasks: Sequen
         "safety": [score.get("safety") for score in scores],
         "base_safety": base.get("safety"),
         "num_unscored": {name: sum(_unscored(score, name) for score in (base, *scores)) for name in (*anchors, *tasks)},
+        "unscored": {f"task{index}": score["unscored"] for index, score in enumerate(scores) if "unscored" in score},
     }
     write_json(folder / "accuracy.json", content)
     return content

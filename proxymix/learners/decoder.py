@@ -11,6 +11,7 @@ operation together.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,13 +146,19 @@ class LeanLlama(nn.Module):
             if "norm" not in name:
                 nn.init.normal_(parameter, std=self.config.get("initializer_range", 0.02), generator=generator)
 
-    def save(self, folder: Path | None) -> None:
-        """Writes `config.json` and the first replica's `model.safetensors` under transformers' names; nothing without a `folder`."""
-        if folder is None:
-            return
-        (folder / "config.json").write_text(json.dumps(self.config, indent=2))
-        tensors = {name: value.detach().contiguous().clone() for name, value in self._to_transformers(0).items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    def save(self, folder: Path) -> None:
+        """Writes `config.json` and the first replica's `model.safetensors` under transformers' names."""
+        self.snapshot()(folder)
+
+    def snapshot(self, keep: bool = True) -> Callable[[Path], None]:
+        """What `save` would write now, to be written at any later time; every worker has all of it, so those that write nothing `keep` nothing."""
+        tensors = {name: value.detach().contiguous().clone() for name, value in self._to_transformers(0).items()} if keep else {}
+
+        def write(folder: Path) -> None:
+            (folder / "config.json").write_text(json.dumps(self.config, indent=2))
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+        return write
 
     @classmethod
     def load(cls, folder: Path, num_replicas: int = 1) -> LeanLlama:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -54,8 +55,11 @@ class LanguageModel(Protocol):
         """The model on `device`."""
         ...
 
-    def save(self, folder: Path | None) -> None:
-        """Writes config and safetensors; adapters are merged in. Called by every worker, and all but one give no folder."""
+    def snapshot(self, keep: bool = True) -> Callable[[Path], None]:
+        """A copy of the model as it is now, adapters merged in unless they are to stay alone: what writes it into a folder, at any later time.
+
+        Every worker asks; those that are not to write `keep` nothing.
+        """
         ...
 
 
@@ -138,18 +142,24 @@ class TransformersModel(nn.Module):
         matrices = [p for p in self.parameters() if p.ndim >= 2 and id(p) not in left_out]
         return ModelShape.of(matrices, head, config.num_hidden_layers * heads * head_size)
 
-    def save(self, folder: Path | None) -> None:
-        """The full model in its own architecture, adapters merged into a copy of the weights; without a `folder`: takes part in gathering it."""
-        state = merged_state(self.causal) if self.lora else self.causal.state_dict(keep_vars=True)
+    def snapshot(self, keep: bool = True) -> Callable[[Path], None]:
+        """Of the full model in its own architecture, adapters merged into a copy of the weights; or of the adapters alone, as peft has them."""
+        alone = self.lora is not None and not self.lora.merged
+        if alone:
+            state = {name: value for name, value in self.model.state_dict(keep_vars=True).items() if ".lora_" in name}
+        else:
+            state = merged_state(self.causal) if self.lora else self.causal.state_dict(keep_vars=True)
         # One copy of what is tied, or it would be saved twice.
-        copies = {id(value): self._as_saved(value, keep=folder is not None) for value in state.values()}
-        if folder is not None:
-            self.causal.save_pretrained(folder, state_dict={name: copies[id(value)] for name, value in state.items()})
+        copies = {id(value): self._as_saved(value, keep) for value in state.values()}
+        kept = {name: copies[id(value)] for name, value in state.items()}
+        if alone:  # peft would look on the hub whether embeddings were changed.
+            return lambda folder: self.model.save_pretrained(folder, state_dict=kept, save_embedding_layers=False)
+        return lambda folder: self.causal.save_pretrained(folder, state_dict=kept)
 
     def _as_saved(self, value: Tensor, keep: bool) -> Tensor | None:
-        """All of `value`, beside the accelerator; every worker helps to gather it."""
+        """A copy of all of `value`, beside the accelerator; every worker helps to gather it."""
         gathered = whole(value.detach())
-        return gathered.to("cpu", self.saved_as if value.is_floating_point() else value.dtype) if keep else None
+        return gathered.to("cpu", self.saved_as if value.is_floating_point() else value.dtype, copy=True) if keep else None
 
 
 def load_model(
@@ -207,7 +217,12 @@ def check_window(folder: str | Path, max_length: int) -> None:
 
 def save_model(model: LanguageModel, base_folder: str | Path, folder: Path) -> None:
     """A complete Hugging Face folder: `model` with the tokenizer of `base_folder` (a folder or hub name), exactly as its authors made it."""
-    model.save(folder)
+    write_model(model.snapshot(), base_folder, folder)
+
+
+def write_model(write: Callable[[Path], None], base_folder: str | Path, folder: Path) -> None:
+    """`save_model` of what was a model's `snapshot`."""
+    write(folder)
     _kept_tokenizer(str(base_folder)).save_pretrained(folder)
     settings = Path(base_folder) / "generation_config.json"
     if settings.exists():  # The lean decoder knows nothing of it; transformers' models have written the same already.

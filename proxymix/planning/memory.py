@@ -45,7 +45,7 @@ class TuningMemory:
 
 @dataclass(frozen=True)
 class ScoringMemory:
-    """Bytes on each evaluation actor's device."""
+    """Bytes on each device of an evaluation actor."""
 
     weights: int
     cache_per_row: int
@@ -94,7 +94,7 @@ def activation_bytes(config: Config, shape: Shape) -> int:
 
 
 def scoring_memory(config: Config, shape: Shape, device_bytes: float) -> ScoringMemory:
-    """Of one actor with a device of `device_bytes`.
+    """Of one actor with `evaluation.tensor_parallel` devices of `device_bytes`, among which weights and heads are shared out.
 
     Args:
         config: of the run.
@@ -102,7 +102,9 @@ def scoring_memory(config: Config, shape: Shape, device_bytes: float) -> Scoring
         device_bytes: of one accelerator.
     """
     size = 2 if config.target.precision == "bf16" else 4
+    parts = config.evaluation.tensor_parallel
     longest = config.tuning.max_length + config.evaluation.max_new_tokens
-    per_row = 2 * shape.layers * shape.key_width * size * longest
-    free = VLLM_SHARE * device_bytes - size * shape.num_parameters - RESERVE_BYTES
-    return ScoringMemory(size * shape.num_parameters, per_row, max(0, int(free // per_row)))
+    per_row = math.ceil(2 * shape.layers * shape.key_width * size * longest / parts)
+    weights = math.ceil(size * shape.num_parameters / parts)
+    free = VLLM_SHARE * device_bytes - weights - RESERVE_BYTES
+    return ScoringMemory(weights, per_row, max(0, int(free // per_row)))
