@@ -86,7 +86,9 @@ def hand_out(
     while running or (waiting and idle):
         while waiting and idle:
             runner = idle.pop(0)
-            call = actors[runner].apply.remote(partial(run_group, weights=weights, plan=plan, index=waiting.pop(0)))
+            index = waiting.pop(0)
+            name = f"episodes/{plan.iteration}/case{plan.case_index}/group{index}"
+            call = actors[runner].apply.options(name=name).remote(partial(run_group, weights=weights, plan=plan, index=index))
             running[call] = runner, time.monotonic()
         eldest = min(began for _, began in running.values())
         ready, _ = ray.wait(list(running), timeout=max(0.0, eldest + timeout_s - time.monotonic()))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import ray
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 MAX_ATTEMPTS = 3
 """Per checkpoint; each time on a fresh actor."""
+_numbers = count()
+"""Of this driver's actors: a name is free again only some time after its actor is gone."""
 _REMEDY = "see the actor's log in the Ray dashboard, then run the same command again"
 
 
@@ -214,7 +217,7 @@ class EvaluationPool:
         for checkpoint in checkpoints:
             if self._idle and checkpoint.score not in settled and not checkpoint.score.exists():
                 actor = self._idle.pop()
-                self._calls[actor.score.remote(checkpoint.folder)] = _Call(actor, checkpoint)
+                self._calls[_score(actor, checkpoint)] = _Call(actor, checkpoint)
 
     def _checkpoints(self, run_dir: Path, assignments: Sequence[tuple[str, int]]) -> list[Checkpoint]:
         """The base, then every checkpoint that is there or was scored, in the order of the assignments."""
@@ -234,9 +237,15 @@ class EvaluationPool:
         environment = ENVIRONMENT if config.target.model.hub else {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"}
         gpus = config.evaluation.tensor_parallel * config.target.parallelism.use_gpu
         options = {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
-        actor = ray.remote(EvaluationActor).options(**options).remote(config, self.base_folder, self._tests)
-        reference = actor.score.remote(checkpoint.folder) if checkpoint else actor.warm_up.remote()
+        name = f"evaluator/{config.name}/{next(_numbers)}"
+        actor = ray.remote(EvaluationActor).options(name=name, **options).remote(config, self.base_folder, self._tests)
+        reference = _score(actor, checkpoint) if checkpoint else actor.warm_up.options(name=f"start/{name}").remote()
         self._calls[reference] = _Call(actor, checkpoint)
+
+
+def _score(actor: ActorHandle, checkpoint: Checkpoint) -> ray.ObjectRef:
+    name = "/".join(("score", *checkpoint.score.parts[-4:]))
+    return actor.score.options(name=name).remote(checkpoint.folder)
 
 
 def _dispose(checkpoints: Sequence[Checkpoint]) -> None:

@@ -51,7 +51,7 @@ def run_guard_cases(
         UserError: the controller was away during a run, which then shows nothing of it.
     """
     keys = [case_key(config, "proxy", base_folder, case, ["guard", sha256, config.controller.decide_every]) for case in cases]
-    submissions = [partial(_guard_run.remote, config, base_folder, case, controller) for case in cases]
+    submissions = [partial(_guard_run.options(name=f"guard/{case.name}").remote, config, base_folder, case, controller) for case in cases]
 
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
         account.add("guard", cases[index].name, "proxy", Cost(**result["cost"]), cached=cached)

@@ -55,8 +55,9 @@ def pretrain_bases(config: Config, models: Sequence[ModelConfig], progress: Prog
     folders = [base_folder(config, model) for model in models]
     missing = {folder: model for folder, model in zip(folders, models, strict=True) if not is_ready(model, folder)}
     if missing:
-        tally = Tally.remote()
-        submissions = [partial(_pretrain.remote, config, model, tally, folder) for folder, model in missing.items()]
+        names = {folder: f"pretrain/{Path(folder).name}" for folder in missing}
+        tally = Tally.options(name=" + ".join(names.values())).remote()
+        submissions = [partial(_pretrain.options(name=names[folder]).remote, config, model, tally, folder) for folder, model in missing.items()]
         run_tasks(submissions, len(submissions), lambda *_: progress(*ray.get(tally.read.remote())))
     return folders, set(missing)
 
@@ -127,8 +128,8 @@ def accuracy_matrices(config: Config, runs: Sequence[PilotRun], account: Account
 
 def _submission(run: PilotRun) -> Callable[[], ray.ObjectRef]:
     which = ROLES.index(run.role)
-    task = _pilot.options(num_gpus=int(which and run.config.target.parallelism.use_gpu))
-    return partial(task.remote, run.config, which, run.folder, run.case)
+    gpus = int(which and run.config.target.parallelism.use_gpu)
+    return partial(_pilot.options(name=f"pilot/{run.id}", num_gpus=gpus).remote, run.config, which, run.folder, run.case)
 
 
 def compared(matrices: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]], num_anchors: int) -> list[Pilot]:

@@ -44,7 +44,7 @@ def with_references(
         return tuple(cases)
     judged = [] if config.controller.reward.safety else ["without safety"]
     keys = [case_key(config, "proxy", base_folder, case, [*REFERENCES, *judged]) for case in cases]
-    submissions = [partial(_reference_runs.remote, config, base_folder, case) for case in cases]
+    submissions = [partial(_reference_runs.options(name=f"reference/{case.name}").remote, config, base_folder, case) for case in cases]
 
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
         # The key too: trials of a sweep have cases of one name that are not the same.

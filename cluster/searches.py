@@ -105,7 +105,8 @@ def learn_mixtures(place: SearchPlace) -> list[tuple[dict[str, float], int]]:
     """DoReMi's mixture for the domains of each of `place.cases`, and operations."""
     config, base = place.config, place.base_folder
     keys = [case_key(config, "proxy", base, case, ["doremi", code_hash("doremi.py")]) for case in place.cases]
-    results = _answers(place, keys, [partial(_mixture.remote, config, base, case) for case in place.cases], [2] * len(keys), place.progress)
+    submissions = [partial(_mixture.options(name=f"doremi/{case.name}").remote, config, base, case) for case in place.cases]
+    results = _answers(place, keys, submissions, [2] * len(keys), place.progress)
     return [(result["weights"], result["cost"]["flops"]) for result in results]
 
 
@@ -115,7 +116,7 @@ def _scores(candidates: FloatArray, space: Space, place: SearchPlace, case: Case
     groups = [candidates[start : start + config.group_size] for start in range(0, len(candidates), config.group_size)]
     rule = ["search", type(space).__name__, code_hash("search.py"), config.group_size]
     keys = [case_key(config, "proxy", base, case, [*rule, repr(space), group.tolist()]) for group in groups]
-    submissions = [partial(_group.remote, config, base, case, space, group) for group in groups]
+    submissions = [partial(_group.options(name=f"search/{case.name}").remote, config, base, case, space, group) for group in groups]
     results = _answers(place, keys, submissions, [len(group) for group in groups], lambda done, total: None)
     return [score for result in results for score in result["scores"]], sum(result["cost"]["flops"] for result in results)
 

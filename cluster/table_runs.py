@@ -70,8 +70,11 @@ def run_table(
         done: called with each result's index, itself, and whether it was in the cache.
     """
     keys = [case_key(_config(config, run.method), role, base_folder, run.case, _rule(config, run)) for run in runs]
-    task = _table_run.options(num_gpus=int(role == "target" and config.target.parallelism.use_gpu))
-    submissions = [partial(task.remote, config, role, base_folder, run) for run in runs]
+    gpus = int(role == "target" and config.target.parallelism.use_gpu)
+    submissions = [
+        partial(_table_run.options(name=f"table/{role}/{run.method}/{run.case.name}", num_gpus=gpus).remote, config, role, base_folder, run)
+        for run in runs
+    ]
     return run_cached_tasks(Path(config.cache_root) / "table", keys, submissions, max(1, config.controller.num_env_runners), progress, done)
 
 

@@ -57,6 +57,19 @@ def test_arrows_point_down(layers, forbidden):
     assert offenders(layers, forbidden) == {}
 
 
+def has_name(started):
+    """Whether the `x` of an `x.remote` is `….options(name=…)`."""
+    return isinstance(started, ast.Call) and any(keyword.arg == "name" for keyword in started.keywords)
+
+
+def test_whatever_ray_runs_for_us_has_a_name():
+    """In its dashboard; the progress of a pre-training says nothing of its own."""
+    nodes = [node for path in modules("cluster") for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute) and node.attr == "remote"]
+    started = [node.value for node in nodes if ast.unparse(node.value) not in ("ray", "tally.read", "tally.update")]
+    assert len(started) > 5
+    assert [ast.unparse(value) for value in started if not has_name(value)] == []
+
+
 def test_exactly_one_file_imports_vllm():
     assert list(offenders(LAYERS, {"vllm"})) == ["cluster/vllm_engine.py"]
 

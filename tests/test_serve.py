@@ -4,10 +4,13 @@ import socket
 import statistics
 import time
 import warnings
+from contextlib import closing
+from dataclasses import replace
 
 import httpx
 import numpy as np
 import pytest
+from cable import Cable
 
 from proxymix.config import ServiceConfig
 from proxymix.controllers.baselines import UniformReplay
@@ -100,6 +103,7 @@ def test_serves_refuses_recovers_and_leaves_nothing(cluster, folder, service):
             assert httpx.get(f"{url}/page/page.js").status_code == 200
             assert client.connection.http.get("/v1/runs/test").json()["points"][0]["sources"][0]["name"] == "safety"
             print_latency(client)
+            check_cut_network(service, FrozenController.load(folder))
             kill_replica()
             assert answers_again(client, expected)
         other_port = service.model_copy(update={"port": free_port()})
@@ -109,6 +113,20 @@ def test_serves_refuses_recovers_and_leaves_nothing(cluster, folder, service):
     finally:
         undeploy()
     assert not is_listening(service.port)
+
+
+def check_cut_network(service, frozen):
+    """Three tasks of two stages; nothing comes through during the second, on connections that stand or on new ones."""
+    hasty, fallback = service.model_copy(update={"timeout_s": 3.0, "retries": 1}), UniformReplay(0.3)
+    with closing(Cable(service.port)) as cable, controller(f"http://127.0.0.1:{cable.port}", hasty) as client:
+        for task_index in range(3):
+            is_cut = task_index == 1
+            (cable.pull if is_cut else cable.plug)()
+            for stage_index in range(2):
+                boundary = replace(BOUNDARY, task_index=task_index, stage_index=stage_index)
+                decision = client.decide(boundary)
+                assert replace(decision, fallback=None) == (fallback if is_cut else frozen).decide(boundary)
+                assert ("ReadTimeout" in (decision.fallback or "")) == is_cut, decision
 
 
 def print_latency(client):
