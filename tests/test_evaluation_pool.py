@@ -164,16 +164,15 @@ def test_vllm_gives_transformers_tokens_before_and_after_a_reload(cluster, model
     assert vllm[0] != vllm[1]
 
 
-class StaleActor(EvaluationActor):
-    """One whose engine, once it is there, takes no other weights."""
-
-    def _build(self, folder):
-        generator = super()._build(folder)
-        generator.load = lambda folder: None
-        return generator
-
-
 def test_a_stale_engine_is_rebuilt_and_a_wrong_checkpoint_kept_unscored(cluster, models, sources, tmp_path, monkeypatch):
+    class StaleActor(EvaluationActor):  # In here, or Ray would have its workers import this file.
+        """One whose engine, once it is there, takes no other weights."""
+
+        def _build(self, folder):
+            generator = super()._build(folder)
+            generator.load = lambda folder: None
+            return generator
+
     monkeypatch.setattr("cluster.evaluation.EvaluationActor", StaleActor)
     put_checkpoint(models, "short", tmp_path, 0)
     wrong = put_checkpoint(models, "short", tmp_path, 1)
