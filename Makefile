@@ -8,7 +8,7 @@ TORCH_INDEX = https://download.pytorch.org/whl/cpu
 export RAY_AUTH_MODE ?= token
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help setup demo test browser check bench lock audit clean
+.PHONY: help setup demo test browser faults check bench lock audit clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ test: setup ## every test, with coverage, two files at a time; WORKERS=0 for one
 browser: setup ## the page's tests in a real headless Chromium, which must be installed
 	$(PY) -m pip install -q --no-deps -r requirements/browser.txt
 	$(PY) -m pytest -q -m browser tests/test_page_in_browser.py $(ARGS)
+
+faults: setup ## whole nodes of a Ray cluster are killed, and its memory
+	$(PY) -m pytest -q -m 'faults or not faults' tests/test_two_nodes.py $(ARGS)
 
 check: setup ## format, lint, types
 	$(PY) -m ruff format --check .

@@ -18,6 +18,7 @@ import psutil
 import ray
 
 from cluster.admission import Needs, admitted
+from cluster.head_watch import watched_head
 from proxymix.config import Config
 from proxymix.errors import UserError
 
@@ -68,7 +69,8 @@ def ray_session(config: Config) -> Iterator[None]:
         needs = _needs(config)
         if not joined:
             _check_own(needs)
-        with admitted(config.name, needs, config.resources.queue_timeout_s, _say) if joined else nullcontext():
+        place = admitted(config.name, needs, config.resources.queue_timeout_s, _say) if joined else nullcontext()
+        with watched_head(ray.get_runtime_context().gcs_address, _say), place:
             yield
     finally:
         ray.shutdown()

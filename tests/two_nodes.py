@@ -1,19 +1,35 @@
 """A Ray cluster of two nodes on this machine, until its input ends: a program for tests, which may kill either node and keep their own Ray apart.
 
-python two_nodes.py <folder> → {"address", "head", "worker"} as a line of JSON (process ids of the raylets) → … → end of input → gone
+python two_nodes.py <folder> → {"address", "head", "worker", "gcs"} as a line of JSON (process ids of raylets and GCS) → … → end of input → gone
+
+A line on its input kills the GCS, the cluster's memory, and starts its successor under the living nodes; the answer is the successor's process id.
+What it must remember is on disk beneath the folder, in the embedded store that Ray has beside Redis.
 """
 
 import json
+import os
 import sys
-
-from ray.cluster_utils import Cluster
 
 HEAD_CPUS, WORKER_CPUS = 6, 2
 
-if __name__ == "__main__":
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False, "temp_dir": sys.argv[1]})
-    worker = cluster.add_node(num_cpus=WORKER_CPUS)
-    head_raylet, raylet = (node.all_processes["raylet"][0].process.pid for node in (cluster.head_node, worker))
-    print(json.dumps({"address": cluster.address, "head": head_raylet, "worker": raylet}), flush=True)
-    sys.stdin.read()
+
+def main(folder: str) -> None:
+    os.environ |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{folder}/gcs"}
+    from ray.cluster_utils import Cluster  # Ray reads its environment when it is imported.
+
+    def pid(node, kind):
+        return node.all_processes[kind][0].process.pid
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False, "temp_dir": folder})
+    head, worker = cluster.head_node, cluster.add_node(num_cpus=WORKER_CPUS)
+    pids = {"head": pid(head, "raylet"), "worker": pid(worker, "raylet"), "gcs": pid(head, "gcs_server")}
+    print(json.dumps({"address": cluster.address, **pids}), flush=True)
+    for _ in sys.stdin:
+        head.kill_gcs_server()
+        head.start_gcs_server()
+        print(pid(head, "gcs_server"), flush=True)
     cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
