@@ -57,7 +57,7 @@ def test_adapters_go_where_attention_has_them(checkpoint, which):
 
 
 def test_the_papers_adapters_are_the_default():
-    assert LoraConfig().model_dump() == {"rank": 64, "alpha": 128.0, "modules": "qv"}
+    assert LoraConfig().model_dump() == {"rank": 64, "alpha": 128.0, "modules": "qv", "merged": True}
 
 
 @pytest.mark.parametrize(("modules", "lost"), [(["nowhere"], r"\['nowhere'\]"), (["q_proj", "value"], r"\['value'\]")])
