@@ -34,8 +34,8 @@ browser: setup ## the page's tests in a real headless Chromium, which must be in
 	$(PY) -m pip install -q --no-deps -r requirements/browser.txt
 	$(PY) -m pytest -q -m browser tests/test_page_in_browser.py $(ARGS)
 
-faults: setup ## whole nodes of a Ray cluster are killed, and its memory
-	$(PY) -m pytest -q -m 'faults or not faults' tests/test_two_nodes.py $(ARGS)
+faults: setup ## whole nodes of a Ray cluster are killed, and its memory; nodes of the cluster file come and go
+	$(PY) -m pytest -q -m 'faults or not faults' tests/test_two_nodes.py tests/test_ray_cluster.py $(ARGS)
 
 check: setup ## format, lint, types
 	$(PY) -m ruff format --check .
@@ -43,7 +43,7 @@ check: setup ## format, lint, types
 	$(PY) -m mypy
 
 bench: setup ## the benchmarks, each prints ratios of two things run in turn
-	for file in benchmarks/*.py; do $(PY) $$file --config configs/demo.yaml || exit 1; done
+	for file in benchmarks/*.py; do $(PY) $$file $$(grep -q '"--config"' $$file && echo --config configs/demo.yaml) || exit 1; done
 
 lock: ## recompile the pinned lists (needs uv)
 	uv pip compile -q requirements/cpu.in --overrides requirements/overrides.txt --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/cpu.txt

@@ -18,10 +18,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from cluster.episode_groups import EpisodePlan
 from cluster.episodic_ppo import EpisodicPPO, Outcome, build_algorithm
+from cluster.policy_training import plan_iteration
 from cluster.session import ray_session
-from proxymix.cases import draw_cases
+from proxymix.cases import Case, draw_cases
 from proxymix.config import Config, load_config
 from proxymix.env import ParallelTuningEnv
 from proxymix.learners.pretraining import pretrain_base
@@ -90,13 +90,15 @@ def _lost(one: Outcome, two: Outcome) -> dict[str, float]:
 def _algorithm(config: Config, folder: str, num_runners: int) -> EpisodicPPO:
     controller = config.controller.model_copy(update={"num_env_runners": num_runners})
     config = config.model_copy(update={"controller": controller})
-    cases = draw_cases(controller.curriculum, config.tuning, 1, config.seed)
-    return build_algorithm(config, partial(ParallelTuningEnv, config, folder, cases))
+    return build_algorithm(config, partial(ParallelTuningEnv, config, folder, _cases(config)))
+
+
+def _cases(config: Config) -> list[Case]:
+    return draw_cases(config.controller.curriculum, config.tuning, 1, config.seed)
 
 
 def _iterate(algorithm: EpisodicPPO, config: Config, iteration: int) -> Iteration:
-    seeds = tuple((config.seed, iteration, episode) for episode in range(config.controller.episodes_per_iteration))
-    algorithm.plan = EpisodePlan(iteration, 0, seeds, config.group_size)
+    algorithm.plan = plan_iteration(config, _cases(config), iteration)
     started = time.perf_counter()
     algorithm.train()
     return time.perf_counter() - started, algorithm.outcome

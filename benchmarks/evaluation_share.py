@@ -86,7 +86,7 @@ def seconds_of(config: Config, base: str, sources: list[Source], run_dir: Path, 
     return (target_folder(run_dir, METHOD, 0) / "done").stat().st_mtime - (run_dir / "began").stat().st_mtime
 
 
-def choose(run_dir: Path, method: str, seed: int) -> Controller:
+def choose(run_dir: Path, method: str, seed: int, sha256: str | None) -> Controller:
     """For Train's worker."""
     return Marking(run_dir / "began")
 

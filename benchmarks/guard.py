@@ -1,6 +1,6 @@
 """Whether the guard keeps quiet where proxy and target are alike, and what it saves where they are not.
 
-    python benchmarks/guard.py --config configs/benchmark.yaml --controller <folder> target.model.preset=micro [--seeds 3] [key.path=value …]
+    python benchmarks/guard.py --config configs/benchmark.yaml target.model.preset=micro [--controller <folder>] [--seeds 3] [key.path=value …]
 
 Calibrated on proxy runs in the training worlds; false alarms are counted on drawn orders of validation worlds, on both models, and on the named
 sequences of the held-out world. There, too, the broken sequences are run with the controller unguarded, guarded and replaced by the fallback; and
@@ -30,7 +30,7 @@ from proxymix.cases import Case, CaseBuilder, builtin_source, draw_cases, proxy_
 from proxymix.config import Config, load_config
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import UniformReplay
-from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.frozen import SHIPPED, FrozenController
 from proxymix.data.builtin import BROKEN_SEQUENCES, SEQUENCES, named_sequence
 from proxymix.guard import Guard, GuardedController, fit_guard
 from proxymix.learners.pretraining import pretrain_base
@@ -46,7 +46,7 @@ def main() -> None:
     """Calibrates, counts, saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--controller", required=True)
+    parser.add_argument("--controller", default=SHIPPED, help="folder of a frozen controller")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
-"""What carried-over readings cost in quality: one frozen controller on long sequences, reading every source or within the budget.
+"""What the budget of readings costs in quality: one frozen controller on long sequences, reading 16 rows of every source or within the budget.
 
-    python benchmarks/probe_quality.py --config configs/demo.yaml --controller runs/demo/controller [--cases 24] [key.path=value …]
+    python benchmarks/probe_quality.py --config configs/demo.yaml [--controller runs/demo/controller] [--cases 24] [key.path=value …]
 
 Cases of 14 tasks and the anchors, in worlds that the controller was not trained in and no table uses. Base, order, data stream and seed are
 the same for both, so the difference of J is paired. Prints a line a case and one JSON line with the mean difference and its 95 % interval
@@ -24,7 +24,7 @@ from proxymix.cases import Case, draw_cases, proxy_builder
 from proxymix.config import Config, load_config
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import baseline
-from proxymix.controllers.frozen import FrozenController
+from proxymix.controllers.frozen import SHIPPED, FrozenController
 from proxymix.learners.pretraining import pretrain_base
 from proxymix.reward import final_score
 from proxymix.types import Controller
@@ -37,7 +37,7 @@ def main() -> None:
     """Runs every case both ways, and under a fixed share as a yardstick."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--controller", required=True, help="folder of a frozen controller")
+    parser.add_argument("--controller", default=SHIPPED, help="folder of a frozen controller")
     parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
@@ -57,6 +57,7 @@ def main() -> None:
         "cases": len(rows),
         "num_sources": NUM_TASKS + len(config.sequence.anchors),
         "probe_budget": config.tuning.probe_budget,
+        "probe_size": config.tuning.probe_size,
         "means": {key: float(np.mean([row[key] for row in rows])) for key in rows[0]},
         "budget_minus_all": float(differences.mean()),
         "interval": [float(interval.low), float(interval.high)],
@@ -69,14 +70,14 @@ def _measure(config: Config, folder: str, case: Case) -> dict[str, float]:
     controller = FrozenController.load(folder)
     everything = NUM_TASKS + len(config.sequence.anchors)
     return {
-        "all": _score(config, case, controller, everything),
-        "budget": _score(config, case, controller, config.tuning.probes_per_boundary),
-        "random_50": _score(config, case, baseline("random_50"), config.tuning.probes_per_boundary),
+        "all": _score(config, case, controller, {"probes_per_boundary": everything, "validation_size": 16}),
+        "budget": _score(config, case, controller, {}),
+        "random_50": _score(config, case, baseline("random_50"), {}),
     }
 
 
-def _score(config: Config, case: Case, controller: Controller, probes_per_boundary: int | None) -> float:
-    tuning = config.tuning.model_copy(update={"probes_per_boundary": probes_per_boundary})
+def _score(config: Config, case: Case, controller: Controller, reading: dict[str, int]) -> float:
+    tuning = config.tuning.model_copy(update=reading)
     read = config.model_copy(update={"tuning": tuning})
     run = proxy_builder(read, pretrain_base(read, read.proxy.model)).build(case)
     run_continual(run, controller)

@@ -76,8 +76,8 @@ def measured(config: Config, preset: str, folder: Path, num_rounds: int) -> dict
             rates[name].append(samples / seconds)
         rates["gemm"].append(gemm_rate())
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).num_parameters()
-    counted = ours[1].flops_per_sample
-    computed, model = (counted * flops / trainer.lean_flops for flops in (trainer.packed_flops, trainer.plain_flops))
+    computed = ours[1].flops_per_sample
+    model = computed * trainer.plain_flops / trainer.lean_flops
     return {
         "samples_per_second": {name: round(float(np.median(rates[name])), 1) for name in ways},
         "ours_over_trainer": ratio(rates["ours"], rates["trainer"]),
@@ -186,11 +186,7 @@ class HuggingFaceStages:
         )
         self.trainer.remove_callback(PrinterCallback)
         plain, lean = load_model(folder, "transformers").shape, ours.builder.learner.shape
-        self.plain_flops, self.lean_flops = (
-            sum(shape.training_flops(batch.input_ids.shape, batch.num_scored) for batch in self.batches) for shape in (plain, lean)
-        )
-        # Products of the body leave padding out: three times, forward and backward, two operations a weight and place.
-        self.packed_flops = self.lean_flops - 6 * lean.body * sum(batch.input_ids.numel() - int(_ends(batch).sum()) for batch in self.batches)
+        self.plain_flops, self.lean_flops = (sum(shape.training_flops(batch.shape) for batch in self.batches) for shape in (plain, lean))
 
     def run(self) -> tuple[float, int]:
         """Seconds and training samples."""

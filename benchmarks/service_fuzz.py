@@ -19,6 +19,7 @@ import random
 import sys
 import time
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ from pydantic import ValidationError
 
 from proxymix.controllers.frozen import SHIPPED, FrozenController
 from proxymix.controllers.policy import build_policy, initial_parameters
-from services.app import build_app
+from services.app import QUICK_LOSSES, build_app
 from services.catalogue import Catalogue, entry_of
 from services.schemas import DecisionResponse, ErrorResponse, SimulationResponse
 
@@ -98,10 +99,10 @@ class Answer:
 
 
 def application() -> FastAPI:
-    """The shipped controller, and an untrained one that takes `MAX_FLAT` sources at most."""
+    """As a replica builds it: the shipped controller, and an untrained one that takes `MAX_FLAT` sources at most."""
     flat = build_policy("flat", initial_parameters("flat", 16, MAX_FLAT, np.random.default_rng(0)))
     entries = [entry_of(FrozenController.load(SHIPPED)), entry_of(FrozenController(flat, {"name": "flat", "sha256": "0" * 64}), "1")]
-    return build_app(Catalogue(entries), token=None)
+    return build_app(Catalogue(entries), token=None, quick_losses=QUICK_LOSSES)
 
 
 def random_request(rng: random.Random) -> Ask:
@@ -126,8 +127,11 @@ def random_request(rng: random.Random) -> Ask:
 
 
 def random_boundary(rng: random.Random) -> dict[str, Any]:
-    """A boundary of a run from its beginning: every history as long as the run, of any losses from nothing to the limit."""
-    num_anchors, task_index, num_stages = rng.randint(0, 4), rng.randint(0, 7), rng.randint(1, 5)
+    """A boundary of a run from its beginning: every history as long as the run, of any losses from nothing to the limit.
+
+    One in fifty is of a run so long that the service decides in a thread (`QUICK_LOSSES`).
+    """
+    num_anchors, task_index, num_stages = rng.randint(0, 4), rng.randint(0, 7), rng.randint(1, 5) if rng.random() < 0.98 else 30
     stage_index = rng.randrange(num_stages)
     names: set[str] = set()
     while len(names) < num_anchors + task_index + 1:
@@ -152,13 +156,13 @@ def mutate(rng: random.Random, tree: Any) -> None:
             continue
         action = rng.random()
         if action < 0.7:
-            tree[key] = rng.choice(NASTY)
+            tree[key] = deepcopy(rng.choice(NASTY))
         elif action < 0.85:
             del tree[key]
         elif isinstance(tree, list):
             tree.append(tree[key])
         else:
-            tree["".join(rng.choices(LETTERS, k=3))] = rng.choice(NASTY)
+            tree["".join(rng.choices(LETTERS, k=3))] = deepcopy(rng.choice(NASTY))
         return
 
 

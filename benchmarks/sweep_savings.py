@@ -61,7 +61,9 @@ def main() -> None:
     equal = not differences.any()
     interval = [0.0, 0.0] if equal else list(bootstrap((differences,), np.mean, rng=np.random.default_rng(0)).confidence_interval)
     difference = {"mean": round(float(differences.mean()), 5), "interval_95": [round(float(end), 5) for end in interval]}
-    print(json.dumps({"trials": config.sweep.num_trials, "asha": asha, "full": full, **ratios, "best_score_difference": difference}))
+    # Only where a number stands for one configuration may its scores be compared.
+    facts = {"benchmark": "sweep_savings", "trials": config.sweep.num_trials, "same_configurations": asha["overrides"] == full["overrides"]}
+    print(json.dumps({**facts, "asha": asha, "full": full, **ratios, "best_score_difference": difference}))
 
 
 def prepared(config: Config) -> SweepPlan:
@@ -84,6 +86,7 @@ def summary(trials: list[dict[str, Any]]) -> dict[str, Any]:
         "best": best["trial"],
         "best_scores": best["rungs"][-1]["validation_scores"],
         "best_score": round(best["rungs"][-1]["validation_score"], 5),
+        "overrides": {trial["trial"]: trial["overrides"] for trial in trials},
         "scores": {trial["trial"]: [round(rung["validation_score"], 4) for rung in trial["rungs"]] for trial in trials},
     }
 

@@ -23,6 +23,8 @@ from proxymix.errors import UserError
 PREFIX = "proxymix-keeps"
 NEXT_TO_NOTHING = {"node:__internal_head__": 0.0001}
 """Of a resource that every cluster's head node has; none that anything computes with."""
+NODE_GROUP = "ray.io/node-group"
+"""Label of nodes that an autoscaler brings and takes: Ray's cluster launcher and KubeRay set it, on the head too."""
 POLL_S, REPEAT_S = 1.0, 60.0
 
 
@@ -46,7 +48,8 @@ class Needs:
 def admitted(run: str, needs: Needs, timeout_s: float, say: Callable[[str], None]) -> Iterator[None]:
     """Keeps `needs` for `run` while the context is open; waits for them first.
 
-    Where an autoscaler watches the cluster, it is asked for the nodes that are missing.
+    Where an autoscaler watches the cluster, it is asked for the nodes that are missing. Where none does, what the whole cluster
+    does not have is not waited for.
 
     Args:
         run: name that other runs' messages tell.
@@ -55,13 +58,18 @@ def admitted(run: str, needs: Needs, timeout_s: float, say: Callable[[str], None
         say: told at once, and every minute, what is asked and what is free.
 
     Raises:
-        UserError: not all was free in time.
+        UserError: not all was free in time, or never will be.
     """
     began = last = time.monotonic()
     kept, asked = None, False
     try:
         while (kept := _keep(run, needs)) is None:
             shortage = _shortage(needs)
+            if not _fits(needs, _unkept([])) and not _grows():
+                raise UserError(
+                    f"resources: {shortage}, and no other run's end will bring more; lower evaluation.actors, controller.num_env_runners or "
+                    "target.parallelism, or add nodes (--num-cpus)"
+                )
             if time.monotonic() - began >= timeout_s:
                 raise UserError(
                     f"resources.queue_timeout_s: {shortage} after {timeout_s:g} s; wait for another run to end, raise it, or add nodes (--num-cpus)"
@@ -95,6 +103,11 @@ def _keep(run: str, needs: Needs) -> PlacementGroup | None:
 
 def _fits(needs: Needs, free: Needs) -> bool:
     return needs.cpus <= free.cpus and needs.gpus <= free.gpus
+
+
+def _grows() -> bool:
+    """Whether an autoscaler may add nodes."""
+    return any(NODE_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 def _others(own: PlacementGroup | None = None) -> list[tuple[str, Needs]]:

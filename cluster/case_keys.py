@@ -35,8 +35,10 @@ CODE = (
 
 def case_key(config: Config, role: Literal["proxy", "target"], base_folder: str, case: Case, rule: Any) -> str:
     """Of one model's run of `case` from the base in `base_folder`, steered by `rule` (a JSON value)."""
-    model = getattr(config, role).model_dump(
-        mode="json", exclude={"model": True, "checkpoints": True, "parallelism": {"num_workers", "threads_per_worker"}}
+    model = (
+        config.proxy.facts()
+        if role == "proxy"
+        else config.target.model_dump(mode="json", exclude={"model": True, "checkpoints": True, "parallelism": {"num_workers", "threads_per_worker"}})
     )
     facts = {
         "model": [getattr(config, role).model.implementation, model, _base_facts(getattr(config, role).model, base_folder)],

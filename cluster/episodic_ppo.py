@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -26,7 +27,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 from ray.tune.registry import register_env
 
-from cluster.episode_groups import Answer, EpisodePlan, hand_out, run_group
+from cluster.episode_groups import Answer, EpisodePlan, ProxyRunner, hand_out, run_group, time_limit
 from cluster.exploration import ExplorationNoise, noise_size
 from cluster.policy_modules import PolicyModule, module_spec
 from proxymix.config import Config
@@ -34,12 +35,6 @@ from proxymix.errors import UserError
 
 MAX_ROUNDS = 5
 """Times that missing groups of one iteration are handed out before the training gives up."""
-
-FIRST_GROUP_TIMEOUT_S = 3600.0
-"""While no group has been timed. A runner that died is noticed at once; this is for one that hangs."""
-
-MIN_GROUP_TIMEOUT_S = 120.0
-"""Afterwards: this, or ten times the slowest group so far."""
 
 RESTART_TIMEOUT_S = 300.0
 """For at least one env runner to live."""
@@ -53,7 +48,7 @@ class Outcome:
     """Of each episode's last step."""
     returns: tuple[float, ...]
     num_dropped: int
-    """Episodes that had to be run again because their runner died or hung."""
+    """Episodes that were under way when their runner died or hung, and were run again."""
     sample_seconds: float
     learn_seconds: float
     cpu_seconds: float
@@ -67,10 +62,12 @@ class EpisodicPPO(PPO):
 
     plan: EpisodePlan
     outcome: Outcome
-    slowest_s = 0.0
-    """Longest group of episodes so far, seconds."""
+    slowest_step_s = 0.0
+    """Most seconds that a group of episodes has taken per optimizer step."""
     cpu_seconds = 0.0
     """Process time of all episodes so far."""
+    num_dropped = 0
+    """Episodes of the latest plan that were lost with their env runner."""
     busy_seconds: defaultdict[int, float]
     """Seconds that each env runner spent on the latest plan."""
 
@@ -97,13 +94,13 @@ class EpisodicPPO(PPO):
     def training_step(self) -> None:
         """PPO's training step with the plan's episodes in the plan's order."""
         started, cpu_before = time.perf_counter(), self.cpu_seconds
-        episodes, num_dropped = self._collect()
+        episodes = self._collect()
         sampled, cpu_sampled = time.perf_counter(), time.process_time()
         infos, returns = tuple(e.get_infos(-1) for e in episodes), tuple(float(e.get_return()) for e in episodes)
         self._learn(episodes)
         cpu_seconds = self.cpu_seconds - cpu_before + time.process_time() - cpu_sampled
         busy = tuple(sorted(self.busy_seconds.values(), reverse=True))
-        self.outcome = Outcome(infos, returns, num_dropped, sampled - started, time.perf_counter() - sampled, cpu_seconds, busy)
+        self.outcome = Outcome(infos, returns, self.num_dropped, sampled - started, time.perf_counter() - sampled, cpu_seconds, busy)
 
     def _learn(self, episodes: Sequence[SingleAgentEpisode]) -> None:
         config = self.config
@@ -118,27 +115,29 @@ class EpisodicPPO(PPO):
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
-    def _collect(self) -> tuple[list[SingleAgentEpisode], int]:
-        """Every episode of the plan, and how many had to be run again."""
+    def _collect(self) -> list[SingleAgentEpisode]:
+        """Every episode of the plan."""
         weights, group = self.module().get_state(), self.env_runner_group
         missing = list(range(len(self.plan.groups)))
         done: dict[int, list[SingleAgentEpisode]] = {}
-        lost: set[int] = set()
-        self.busy_seconds = defaultdict(float)
+        self.num_dropped, self.busy_seconds = 0, defaultdict(float)
         if not group.num_remote_env_runners():
             done, missing = self._accept(run_group(group.local_env_runner, weights, self.plan, index) for index in missing), []
-        for _ in range(MAX_ROUNDS):
+        for attempt in range(MAX_ROUNDS):
             if not missing:
-                return [episode for index in sorted(done) for episode in done[index]], len(lost) * self.plan.group_size
+                return [episode for index in sorted(done) for episode in done[index]]
             runners = self._live_runners(group)
-            timeout = max(MIN_GROUP_TIMEOUT_S, 10 * self.slowest_s) if self.slowest_s else FIRST_GROUP_TIMEOUT_S
-            done |= self._accept(hand_out(group, runners, weights, self.plan, missing, timeout))
+            # Doubled each time: a machine that has become slow must not end a training.
+            timeout_s = partial(self._timeout_s, 2**attempt)
+            done |= self._accept(hand_out(group, runners, weights, self.plan, missing, timeout_s))
             missing = [index for index in missing if index not in done]
-            lost |= set(missing)
         raise RuntimeError(
             f"controller training: groups {missing} of iteration {self.plan.iteration} were lost {MAX_ROUNDS} times; "
             "env runners die or hang, see Ray's worker logs"
         )
+
+    def _timeout_s(self, times: int) -> float:
+        return times * time_limit(self.plan, self.slowest_step_s)
 
     def _live_runners(self, group: EnvRunnerGroup) -> list[int]:
         """Those that can take episodes now, the dead ones brought back where Ray has restarted them; waits for one."""
@@ -165,10 +164,13 @@ class EpisodicPPO(PPO):
                 raise UserError(answer.mistake)
             if answer.failure is not None:
                 raise RuntimeError(f"controller training: an episode failed on env runner {answer.runner}\n{answer.failure}")
+            if answer.lost:
+                self.num_dropped += self.plan.group_size
+                continue
             done[answer.index] = answer.episodes
             metrics.append(answer.metrics)
             self.cpu_seconds += answer.cpu_seconds
-            self.slowest_s = max(self.slowest_s, answer.seconds)
+            self.slowest_step_s = max(self.slowest_step_s, answer.seconds / self.plan.num_steps)
             self.busy_seconds[answer.runner] += answer.seconds
         self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
         return done
@@ -209,8 +211,10 @@ def algorithm_config(config: Config) -> PPOConfig:
         # Logits are unbounded: RLlib would squash them into the action space.
         .environment(normalize_actions=False, clip_actions=False)
         .env_runners(
-            num_env_runners=min(controller.num_env_runners, controller.episodes_per_iteration // config.group_size),
+            env_runner_cls=ProxyRunner,
+            num_env_runners=config.started_env_runners,
             num_cpus_per_env_runner=1,
+            num_gpus_per_env_runner=config.proxy.gpus_per_runner,
             num_envs_per_env_runner=config.group_size,
             gym_env_vectorize_mode="vector_entry_point",
             batch_mode="complete_episodes",

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from proxymix.artifacts import read_json, target_folder, write_json
 from proxymix.cases import sequence_tasks
 from proxymix.config import Config
 from proxymix.errors import UserError
-from proxymix.evaluation.generation import check_answers_fit
+from proxymix.evaluation.generation import askable
 from proxymix.evaluation.scoring import base_score_path, score_path
 from proxymix.evaluation.verification import StaleWeightsError
 from proxymix.learners.models import load_tokenizer
@@ -78,15 +78,17 @@ class EvaluationPool:
         Raises:
             UserError: the base has no usable tokenizer, or a right answer is longer than `evaluation.max_new_tokens`.
         """
-        check_answers_fit(config, sources, load_tokenizer(base_folder, config.target.model.chat_template))
+        tests = askable(config, sources, load_tokenizer(base_folder, config.target.model.chat_template))
         self.config, self.base_folder, self.call_timeout_s = config, base_folder, call_timeout_s
-        self._tests = ray.put([replace(source, train=(), buffer=(), validation=()) for source in sources])
+        self._tests = ray.put(tests)
         self._queue: Callable[[], list[Checkpoint]] = list
         self._telemetry = Telemetry(ray.util.metrics)
         self._idle: list[ActorHandle] = []
         self._calls: dict[ray.ObjectRef, _Call] = {}
         self._attempts: dict[Path | None, int] = {}
         self._given_up: dict[Path, str] = {}
+        self._again: set[Path] = set()
+        """Scores of checkpoints that were left unscored before; each is tried once more."""
         self._fault: UserError | None = None
         self.start_seconds = 0.0
         """Of the engines started so far, meanwhile."""
@@ -96,9 +98,13 @@ class EvaluationPool:
             self._add_actor()
 
     def start(self, run_dir: str | Path, assignments: Sequence[tuple[str, int]]) -> None:
-        """From now on scores the base and every checkpoint that appears in these target runs, (method, seed) each."""
+        """From now on scores the base and every checkpoint that appears in these target runs, (method, seed) each.
+
+        What is there unscored, as its weights could not be verified, is tried once more: the fault may have been the machine's.
+        """
         root = Path(run_dir)
         self._queue = lambda: self._checkpoints(root, assignments)
+        self._again = {c.score for c in self._queue() if "unscored" in (read_json(c.score) or {}) and Path(c.folder).exists()}
         self._thread.start()
 
     def check(self) -> None:
@@ -123,7 +129,7 @@ class EvaluationPool:
         last, since = -1, time.monotonic()
         while True:
             checkpoints = self._queue()
-            waiting = [c for c in checkpoints if not c.score.exists() and c.score not in self._given_up]
+            waiting = [c for c in checkpoints if self._waits(c) and c.score not in self._given_up]
             done = len(checkpoints) - len(waiting)
             if progress:
                 progress(done, len(checkpoints))
@@ -186,6 +192,7 @@ class EvaluationPool:
                 self.start_seconds += result
             else:
                 write_json(call.checkpoint.score, {"checkpoint": call.checkpoint.name, **result})
+                self._again.discard(call.checkpoint.score)
 
     def _failed(self, call: _Call, error: Exception) -> None:
         # A failed reload leaves an engine half old, half new: never use it again.
@@ -206,18 +213,25 @@ class EvaluationPool:
             message = f"evaluate: could not {what} in {MAX_ATTEMPTS} attempts: {reason}; {_REMEDY}"
             if key is None:
                 raise UserError(message)
-            self._given_up[key] = message
+            if key in self._again:  # It stays unscored, with the reason that stands in its file.
+                self._again.discard(key)
+            else:
+                self._given_up[key] = message
         self._add_actor()
 
     def _dispatch(self) -> None:
         settled = {call.checkpoint.score for call in self._calls.values() if call.checkpoint} | set(self._given_up)
         checkpoints = self._queue()
         _dispose(checkpoints)
-        self._telemetry.record(EVALUATION_LAG, sum(not checkpoint.score.exists() for checkpoint in checkpoints), run=self.config.name)
+        self._telemetry.record(EVALUATION_LAG, sum(map(self._waits, checkpoints)), run=self.config.name)
         for checkpoint in checkpoints:
-            if self._idle and checkpoint.score not in settled and not checkpoint.score.exists():
+            if self._idle and checkpoint.score not in settled and self._waits(checkpoint):
                 actor = self._idle.pop()
                 self._calls[_score(actor, checkpoint)] = _Call(actor, checkpoint)
+
+    def _waits(self, checkpoint: Checkpoint) -> bool:
+        """Whether a score is still to come."""
+        return checkpoint.score in self._again or not checkpoint.score.exists()
 
     def _checkpoints(self, run_dir: Path, assignments: Sequence[tuple[str, int]]) -> list[Checkpoint]:
         """The base, then every checkpoint that is there or was scored, in the order of the assignments."""

@@ -61,9 +61,14 @@ class EvaluationActor:
         started, fresh = time.perf_counter(), self.generator is None
         lora = self.config.target.lora
         adapters = lora is not None and not lora.merged
-        generator = self.generator or self._build(self.base_folder if adapters else folder)
-        if adapters or not fresh:
-            generator.load(folder)
+        try:
+            generator = self.generator or self._build(self.base_folder if adapters else folder)
+            if adapters or not fresh:
+                generator.load(folder)
+        except UserError as error:
+            if folder == self.base_folder:
+                raise
+            raise RuntimeError(str(error)) from error  # A checkpoint is of our own making: the others can be scored all the same.
         weights, fault = self._verified(generator, folder)
         told = {"weights": {**weights, "rebuilt": fresh}, "actor": f"{socket.gethostname()}/{os.getpid()}"}
         if fault is not None and not fresh:
@@ -82,7 +87,7 @@ class EvaluationActor:
 
     def _build(self, folder: str) -> Generator:
         self.tokenizer = load_tokenizer(self.base_folder, self.config.target.model.chat_template)
-        self.generator = generator = _generator_class(self.config.evaluation.engine)(folder, self.config, self.tokenizer)
+        self.generator = generator = generator_class(self.config.evaluation.engine)(folder, self.config, self.tokenizer)
         return generator
 
     def _verified(self, generator: Generator, folder: str) -> tuple[dict[str, Any], str | None]:
@@ -96,11 +101,20 @@ class EvaluationActor:
         return told, None if difference <= tolerance else wrong
 
 
-def _generator_class(engine: str) -> Callable[..., Generator]:
+def generator_class(engine: str) -> Callable[..., Generator]:
+    """What `evaluation.engine` names.
+
+    Raises:
+        UserError: it cannot be imported here, or a library that it stands on is missing.
+    """
     if engine == "transformers":
         return TransformersGenerator
     try:
-        from cluster.vllm_engine import VllmGenerator
+        from cluster.vllm_engine import VllmGenerator, check_kernels
+
+        check_kernels()
     except ImportError as error:
-        raise UserError(f"evaluation.engine: vllm cannot be imported ({error}); install it or set evaluation.engine=transformers") from error
+        raise UserError(
+            f"evaluation.engine: vllm cannot be imported ({error}); install what is missing or set evaluation.engine=transformers"
+        ) from error
     return VllmGenerator

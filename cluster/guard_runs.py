@@ -16,7 +16,7 @@ import ray
 
 from cluster.case_keys import case_key
 from cluster.ranks import SharedController
-from cluster.tasks import kept_builder, run_cached_tasks
+from cluster.tasks import kept_builder, on_gpus, run_cached_tasks
 from proxymix.account import Account, Cost, Meter
 from proxymix.cases import Case, proxy_builder
 from proxymix.config import PROXYMIX, Config
@@ -51,7 +51,8 @@ def run_guard_cases(
         UserError: the controller was away during a run, which then shows nothing of it.
     """
     keys = [case_key(config, "proxy", base_folder, case, ["guard", sha256, config.controller.decide_every]) for case in cases]
-    submissions = [partial(_guard_run.options(name=f"guard/{case.name}").remote, config, base_folder, case, controller) for case in cases]
+    task = on_gpus(_guard_run, config.proxy.gpus_per_runner)
+    submissions = [partial(task.options(name=f"guard/{case.name}").remote, config, base_folder, case, controller) for case in cases]
 
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
         account.add("guard", cases[index].name, "proxy", Cost(**result["cost"]), cached=cached)
@@ -70,7 +71,7 @@ def boundary_from_json(tree: Mapping[str, Any]) -> StageBoundary:
 @ray.remote(num_cpus=1, max_retries=2)
 def _guard_run(config: Config, base_folder: str, case: Case, build: Callable[[], Controller]) -> dict[str, Any]:
     builder = kept_builder(proxy_builder, config.model_dump_json(), base_folder)
-    meter, run = Meter(), builder.build(case)
+    meter, run = Meter(config.proxy.gpus_per_runner), builder.build(case)
     with closing(SharedController(PROXYMIX, build, Ranks())) as controller:
         records = run_continual(run, HeldDecisions(controller, config.controller.decide_every))
     away = next((record.decision.fallback for record in records if record.decision.fallback), None)

@@ -28,6 +28,8 @@ from proxymix.errors import UserError
 MARK = "PROXYMIX_CLUSTER"
 """Variable by which every process of a cluster is known, workers and drivers of jobs too."""
 LOOPBACK = "127.0.0.1"
+ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""0: Ray may listen on loopback alone. Else it takes a loopback address for the machine's outward one wherever there is a route to the outside."""
 GRACE_S = 45
 """A stopped job may clean up for so long before it is killed; Ray's own default is 3 s, too little for Serve."""
 START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 30.0
@@ -48,6 +50,11 @@ class LocalCluster:
 def default_folder() -> Path:
     """Where this user's cluster has its files, short enough for sockets."""
     return Path(tempfile.gettempdir()) / f"proxymix-{os.getuid()}"
+
+
+def metrics_targets(folder: Path) -> Path:
+    """Where the cluster in `folder` keeps the addresses of its nodes' metrics, as Prometheus reads them (`file_sd_configs`)."""
+    return folder / "ray" / "prom_metrics_service_discovery.json"
 
 
 def start(
@@ -140,9 +147,7 @@ def _environment(mark: str, more: Mapping[str, str]) -> dict[str, str]:
     # A job's `python` is found by name; it must be the one that runs the cluster.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
-    own = {MARK: mark, "RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}
-    # Else Ray takes a loopback address for the machine's outward one, and listens there, wherever there is a route to the outside.
-    own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    own = {MARK: mark, "RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S), ONE_MACHINE: "0"}
     return {**inherited, "PATH": path, **own, **more}
 
 

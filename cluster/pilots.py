@@ -16,7 +16,7 @@ import ray
 import torch
 
 from cluster.case_keys import case_key
-from cluster.tasks import kept_builder, run_cached_tasks, run_tasks
+from cluster.tasks import kept_builder, on_gpus, run_cached_tasks, run_tasks
 from cluster.tuning import target_builder
 from proxymix.account import Account, Cost, Meter
 from proxymix.cases import Case, proxy_builder
@@ -26,6 +26,7 @@ from proxymix.controllers.baselines import UniformReplay
 from proxymix.learners.pretraining import base_folder, is_ready, pretrain_base
 from proxymix.metrics import relative_forgetting
 from proxymix.mirroring import Pilot
+from proxymix.planning.gpus import gpus_of
 from proxymix.types import StageRecord
 
 Progress = Callable[[int, int], None]
@@ -128,8 +129,8 @@ def accuracy_matrices(config: Config, runs: Sequence[PilotRun], account: Account
 
 def _submission(run: PilotRun) -> Callable[[], ray.ObjectRef]:
     which = ROLES.index(run.role)
-    gpus = int(which and run.config.target.parallelism.use_gpu)
-    return partial(_pilot.options(name=f"pilot/{run.id}", num_gpus=gpus).remote, run.config, which, run.folder, run.case)
+    pilot = on_gpus(_pilot, gpus_of(run.config, run.role))
+    return partial(pilot.options(name=f"pilot/{run.id}").remote, run.config, which, run.folder, run.case)
 
 
 def compared(matrices: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]], num_anchors: int) -> list[Pilot]:
@@ -151,7 +152,7 @@ def compared(matrices: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]], 
 def _pilot(config: Config, which: int, folder: str, case: Case) -> dict[str, Any]:
     """The accuracy matrix of one model on one case, and its cost."""
     builder = kept_builder((proxy_builder, target_builder)[which], config.model_dump_json(), folder)
-    meter = Meter(num_gpus=which * config.target.parallelism.use_gpu)
+    meter = Meter(gpus_of(config, ROLES[which]))
     run = builder.build(case)
     rows = _AccuracyRows(run)
     run_continual(run, UniformReplay(config.transfer.replay_share), rows)

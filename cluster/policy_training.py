@@ -32,6 +32,7 @@ from cluster.episodic_ppo import EpisodicPPO, build_algorithm
 from cluster.policy_modules import parameters_of
 from cluster.reference_runs import proxy_facts
 from cluster.training_checkpoint import load_state, save_state
+from proxymix.account import Cost
 from proxymix.artifacts import read_jsonl, write_jsonl
 from proxymix.cases import Case
 from proxymix.config import Config
@@ -148,6 +149,12 @@ def training_steps(
             algorithm.stop()
 
 
+def dropped_cost(row: Row) -> Cost:
+    """Of an iteration's lost episodes: at most what as many of it cost on average."""
+    share = row["num_dropped"] / row["episodes"]
+    return Cost(round(share * row["flops"]), share * row["cpu_seconds"])
+
+
 def freeze_controller(config: Config, result: TrainingResult, training_flops: int, out: Path) -> str:
     """Writes the frozen controller into `out` with what it was trained on and what that cost.
 
@@ -173,14 +180,21 @@ def freeze_controller(config: Config, result: TrainingResult, training_flops: in
     return save_controller(out, result.parameters, name="proxymix", architecture=controller.architecture, facts=facts, without=controller.without)
 
 
+def plan_iteration(config: Config, cases: Sequence[Case], iteration: int) -> EpisodePlan:
+    """The episodes of an iteration, all on one of the cases."""
+    case_index = iteration % len(cases)
+    case, episodes = cases[case_index], range(config.controller.episodes_per_iteration)
+    seeds = tuple((config.training_seed, iteration, episode) for episode in episodes)
+    return EpisodePlan(iteration, case_index, seeds, case.num_optimizer_steps(config.tuning), config.group_size, case.reference_step_s)
+
+
 def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iteration: int) -> Row:
     """One iteration, as a row of the learning curve."""
-    case_index = iteration % len(cases)
-    seeds = tuple((config.training_seed, iteration, episode) for episode in range(config.controller.episodes_per_iteration))
-    algorithm.plan = EpisodePlan(iteration, case_index, seeds, config.group_size)
+    algorithm.plan = plan_iteration(config, cases, iteration)
     algorithm.train()
-    outcome, case = algorithm.outcome, cases[case_index]
+    outcome, case = algorithm.outcome, cases[algorithm.plan.case_index]
     scores = [float(info["score"]) for info in outcome.infos]
+    gpus = config.proxy.gpus_per_runner * max(1, config.started_env_runners)
     return {
         "iteration": iteration,
         "episodes": len(outcome.returns),
@@ -199,6 +213,7 @@ def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iter
         "sample_seconds": round(outcome.sample_seconds, 3),
         "learn_seconds": round(outcome.learn_seconds, 3),
         "cpu_seconds": round(outcome.cpu_seconds, 3),
+        "gpu_seconds": round(gpus * (outcome.sample_seconds + outcome.learn_seconds), 3),
     }
 
 

@@ -19,7 +19,7 @@ import ray
 
 from cluster.case_keys import case_key
 from cluster.table_runs import Role
-from cluster.tasks import kept_builder, run_cached_tasks
+from cluster.tasks import kept_builder, on_gpus, run_cached_tasks
 from proxymix.account import Account, Cost, Meter
 from proxymix.cases import Case, CaseBuilder, proxy_builder
 from proxymix.config import Config
@@ -105,9 +105,10 @@ def learn_mixtures(place: SearchPlace) -> list[tuple[dict[str, float], int]]:
     """DoReMi's mixture for the domains of each of `place.cases`, and operations."""
     config, base = place.config, place.base_folder
     keys = [case_key(config, "proxy", base, case, ["doremi", code_hash("doremi.py")]) for case in place.cases]
-    submissions = [partial(_mixture.options(name=f"doremi/{case.name}").remote, config, base, case) for case in place.cases]
+    task = on_gpus(_mixture, config.proxy.gpus_per_runner)
+    submissions = [partial(task.options(name=f"doremi/{case.name}").remote, config, base, case) for case in place.cases]
     results = _answers(place, keys, submissions, [2] * len(keys), place.progress)
-    return [(result["weights"], result["cost"]["flops"]) for result in results]
+    return [(result["weights"], result["flops"]) for result in results]
 
 
 def _scores(candidates: FloatArray, space: Space, place: SearchPlace, case: Case) -> tuple[list[float], int]:
@@ -116,30 +117,34 @@ def _scores(candidates: FloatArray, space: Space, place: SearchPlace, case: Case
     groups = [candidates[start : start + config.group_size] for start in range(0, len(candidates), config.group_size)]
     rule = ["search", type(space).__name__, code_hash("search.py"), config.group_size]
     keys = [case_key(config, "proxy", base, case, [*rule, repr(space), group.tolist()]) for group in groups]
-    submissions = [partial(_group.options(name=f"search/{case.name}").remote, config, base, case, space, group) for group in groups]
+    task = on_gpus(_group, config.proxy.gpus_per_runner)
+    submissions = [partial(task.options(name=f"search/{case.name}").remote, config, base, case, space, group) for group in groups]
     results = _answers(place, keys, submissions, [len(group) for group in groups], lambda done, total: None)
-    return [score for result in results for score in result["scores"]], sum(result["cost"]["flops"] for result in results)
+    return [score for result in results for score in result["scores"]], sum(result["flops"] for result in results)
 
 
 def _answers(place: SearchPlace, keys: Sequence[str], submissions: Sequence[Any], episodes: Sequence[int], progress: Progress) -> list[Any]:
+    """The tasks' results, with `flops` as the account has them."""
+    ids = [f"{place.mark}/{key[:8]}" for key in keys]
+
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
-        line = f"{place.mark}/{keys[index][:8]}"
-        place.account.add("episodes", line, place.model, Cost(**result["cost"]), cached=cached, episodes=episodes[index])
+        place.account.add("episodes", ids[index], place.model, Cost(**result["cost"]), cached=cached, episodes=episodes[index])
 
     at_once = max(1, place.config.controller.num_env_runners)
-    return run_cached_tasks(Path(place.config.cache_root) / "searches", keys, submissions, at_once, progress, note)
+    results = run_cached_tasks(Path(place.config.cache_root) / "searches", keys, submissions, at_once, progress, note)
+    return [result | {"flops": place.account.flops("episodes", id)} for id, result in zip(ids, results, strict=True)]
 
 
 @ray.remote(num_cpus=1, max_retries=3)
 def _group(config: Config, base_folder: str, case: Case, space: Space, candidates: FloatArray) -> dict[str, Any]:
-    builder, meter = kept_builder(group_builder, config.model_dump_json(), base_folder), Meter()
+    builder, meter = kept_builder(group_builder, config.model_dump_json(), base_folder), Meter(config.proxy.gpus_per_runner)
     scores, flops = score_together(builder, case, [space.controller(candidate) for candidate in candidates])
     return {"scores": scores, "cost": asdict(meter.read(flops))}
 
 
 @ray.remote(num_cpus=1, max_retries=3)
 def _mixture(config: Config, base_folder: str, case: Case) -> dict[str, Any]:
-    builder, meter = kept_builder(proxy_builder, config.model_dump_json(), base_folder), Meter()
+    builder, meter = kept_builder(proxy_builder, config.model_dump_json(), base_folder), Meter(config.proxy.gpus_per_runner)
     learnt = learn_mixture(partial(builder.build, case))
     return {"weights": dict(learnt.weights), "cost": asdict(meter.read(learnt.flops))}
 

@@ -16,11 +16,14 @@ from types import FrameType
 
 import psutil
 import ray
+from ray._private import ray_constants
 
 from cluster.admission import Needs, admitted
 from cluster.head_watch import watched_head
+from cluster.local import LOOPBACK, ONE_MACHINE
 from proxymix.config import Config
 from proxymix.errors import UserError
+from proxymix.planning.gpus import gpu_needs
 
 GIB = 2**30
 MIN_LOGICAL_CPUS = 8
@@ -57,7 +60,7 @@ def ray_session(config: Config) -> Iterator[None]:
     _check_memory(config)
     os.environ.update(DRIVER_ENVIRONMENT)
     joined = "RAY_ADDRESS" in os.environ
-    own = {} if joined else {"address": "local", "num_cpus": _logical_cpus(config), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    own = {} if joined else _on_loopback() | {"address": "local", "num_cpus": _logical_cpus(config), "include_dashboard": True}
     environment = {"env_vars": {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in _submitted_variables()}}
     try:
         ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
@@ -85,11 +88,18 @@ def dashboard_url() -> str | None:
 def spare_cores(config: Config) -> int:
     """Cores that learning the controller leaves idle, of this machine's or, if they are fewer, of Ray's free CPUs; needs a connected Ray."""
     free = min(os.cpu_count() or 1, int(ray.available_resources().get("CPU", 0)))
-    return free - max(1, config.controller.num_env_runners)
+    return free - max(1, config.started_env_runners)
 
 
 def _logical_cpus(config: Config) -> int:
     return config.resources.logical_cpus or max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+
+
+def _on_loopback() -> dict[str, str]:
+    """What a cluster of our own is started with, so that nobody else can reach a port of it."""
+    os.environ[ONE_MACHINE] = "0"  # For its processes.
+    ray_constants.ENABLE_RAY_CLUSTER = False  # For this one: Ray has read the variable when it was imported.
+    return {"_node_ip_address": LOOPBACK, "dashboard_host": LOOPBACK}
 
 
 def _check_memory(config: Config) -> None:
@@ -101,10 +111,15 @@ def _check_memory(config: Config) -> None:
 
 
 def _needs(config: Config) -> Needs:
-    """Evaluation actors are there from the start; beside them the env runners (or as many pilots), later Train's workers and the service."""
+    """Evaluation actors are there from the start; beside them the env runners, later Train's workers and the service.
+
+    So GPUs are shared: those that the target's workers will have, the proxies have before. Pilots and reference runs, before them, are tasks
+    that end: where more are asked for at a time than that leaves room for, they take turns.
+    """
+    if config.proxy.use_gpu and config.controller.num_env_runners == 0:
+        raise UserError("controller.num_env_runners: must be at least 1 with proxy.gpus_per_runner, for Ray gives GPUs to its workers alone, got 0")
     actors, workers = config.evaluation.actors, config.target.parallelism.num_workers
-    gpus = workers + config.evaluation.gpus if config.target.parallelism.use_gpu else 0
-    return Needs(actors + max(config.controller.num_env_runners, workers + 1, 2) + 1, gpus)
+    return Needs(actors + max(config.started_env_runners, workers + 1, 2) + 1, gpu_needs(config).total)
 
 
 def _check_own(needs: Needs) -> None:
@@ -117,7 +132,8 @@ def _check_own(needs: Needs) -> None:
         )
     if (found := ray.cluster_resources().get("GPU", 0)) < needs.gpus:
         raise UserError(
-            f"target.parallelism.use_gpu: needs {needs.gpus} GPUs (workers and evaluation actors), got {found:g}; set it to false or add some"
+            f"target.parallelism.use_gpu, proxy.gpus_per_runner: need {needs.gpus} GPUs (evaluation actors, and beside them workers or proxies), "
+            f"got {found:g}; set them to false and 0, or add some"
         )
 
 

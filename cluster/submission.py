@@ -102,10 +102,14 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
         )
 
 
+def everyones(client: JobSubmissionClient) -> list[JobDetails]:
+    """All jobs of the cluster, whoever sent or started them, the oldest first."""
+    return sorted(client.list_jobs(), key=lambda job: job.start_time or 0)
+
+
 def ours(client: JobSubmissionClient) -> list[JobDetails]:
     """Jobs that `submit` sent, the oldest first."""
-    jobs = [job for job in client.list_jobs() if job.submission_id and {"run", "folder", "app"} <= set(job.metadata or {})]
-    return sorted(jobs, key=lambda job: job.start_time or 0)
+    return [job for job in everyones(client) if job.submission_id and {"run", "folder", "app"} <= set(job.metadata or {})]
 
 
 def find(client: JobSubmissionClient, name: str) -> JobDetails:

@@ -47,22 +47,27 @@ Progress = Callable[[int, int], None]
 
 
 def account_for(account: Account, folder: Path) -> dict[str, int]:
-    """A line of the account for every rung of the sweep in `folder`, once however many trials inherited it.
+    """A line of the account for every rung of the sweep in `folder`, once however many trials inherited it; another for its lost episodes.
 
     Returns:
-        Their `episodes` and `flops` in all.
+        Their `episodes` and `flops` in all, and `num_dropped`: episodes that were lost with an env runner and run again.
     """
-    total = {"episodes": 0, "flops": 0}
+    total = {"episodes": 0, "flops": 0, "num_dropped": 0}
     for path in sorted(folder.glob(f"trainings/*/{LINEAGE}")):
         parent, rungs = read_json(path)["parent"], list(read_jsonl(path.with_name(RUNGS)))
         inherited = parent["rung"] if parent else 0
         # A member of a population that inherits the last rung has nothing left to do, and no rungs of its own.
         for before, rung in list(zip([{"episodes": 0}, *rungs], rungs, strict=False))[inherited:]:
-            episodes = rung["episodes"] - before["episodes"]
+            episodes, lost = rung["episodes"] - before["episodes"], rung.get("num_dropped", 0)  # Sweeps of before did not count them.
             key = f"{path.parent.name}/rung{rung['rung']}"
             if not account.has("sweep_trial", key):
-                account.add("sweep_trial", key, "proxy", Cost(rung["flops"], rung["cpu_seconds"]), episodes=episodes)
-            total = {"episodes": total["episodes"] + episodes, "flops": total["flops"] + rung["flops"]}
+                cost = Cost(rung["flops"], rung["cpu_seconds"], rung.get("gpu_seconds", 0.0))
+                account.add("sweep_trial", key, "proxy", cost, episodes=episodes)
+                if lost:
+                    cost = Cost(rung["dropped_flops"], rung["dropped_cpu_seconds"])
+                    account.add("sweep_trial", key, "proxy", cost, episodes=lost)
+            own = {"episodes": episodes, "flops": rung["flops"], "num_dropped": lost}
+            total = {name: number + own[name] for name, number in total.items()}
     return total
 
 
@@ -106,12 +111,14 @@ def run_sweep(plan: SweepPlan, progress: Progress = lambda done, total: None) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Advice on actors that are used again: a training starts in a fresh process.
         results = tuner.fit()
-    return [_trial_row(plan, index, result) for index, result in enumerate(results)]
+    # Once it was restored, Tune gives the latest heard of first.
+    begun = sorted(results, key=lambda result: Path(result.path).name)
+    return [_trial_row(plan, index, result) for index, result in enumerate(begun)]
 
 
 def _tuner(plan: SweepPlan, trainable: Any) -> tune.Tuner:
     sweep = plan.config.sweep
-    scheduler, search = _scheduler(plan), _search(plan.config)
+    scheduler, search = _scheduler(plan), search_algorithm(plan.config)
     population = sweep.scheduler == "pbt"
     return tune.Tuner(
         trainable,
@@ -137,26 +144,32 @@ def _tuner(plan: SweepPlan, trainable: Any) -> tune.Tuner:
 
 
 def _trial_name(trial: Trial) -> str:
-    return str(trial.trial_id)
+    """Of its folder: its place in the order they are begun, with which Tune's tag starts, then its id."""
+    return f"{int(trial.experiment_tag.partition('_')[0]):05d}-{trial.trial_id}"
 
 
 def _trainable(plan: SweepPlan) -> Any:
-    """`run_trial` with what it reserves: a CPU for itself and one for each of its env runners.
+    """`run_trial` with what it reserves: a CPU for itself and one for each of its env runners, with as much of a GPU as proxies use.
 
     Raises:
-        UserError: no node of the cluster has as many.
+        UserError: the cluster has not as many.
     """
     sweep = plan.config.sweep
-    needed = 1 + sweep.num_env_runners
+    needed = 1 + plan.num_env_runners
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     if sum(nodes) < needed:
         raise UserError(
             f"sweep.num_env_runners: a trial needs {needed} Ray CPUs (itself and its env runners), the cluster has {sum(nodes)}; lower it or add some"
         )
+    gpus = {"GPU": plan.config.proxy.gpus_per_runner} if plan.config.proxy.use_gpu else {}  # The trial's own: it validates.
+    if (found := sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])) < (wanted := needed * sum(gpus.values())):
+        raise UserError(
+            f"proxy.gpus_per_runner: a trial needs {wanted:g} GPUs (itself and its env runners), the cluster has {found:g}; lower it or add some"
+        )
     own = 1
     if sweep.scheduler == "pbt":
-        own = max(1, min(sum(nodes) // sweep.max_concurrent, max(nodes)) - sweep.num_env_runners)
-    bundles = [{"CPU": float(own)}] + [{"CPU": 1.0}] * sweep.num_env_runners
+        own = max(1, min(sum(nodes) // sweep.max_concurrent, max(nodes)) - plan.num_env_runners)
+    bundles = [{"CPU": float(own)} | gpus] + [{"CPU": 1.0} | gpus] * plan.num_env_runners
     return tune.with_resources(tune.with_parameters(run_trial, plan=plan), tune.PlacementGroupFactory(bundles))
 
 
@@ -182,13 +195,14 @@ def _within(bounds: Mapping[str, Sequence[float]], config: dict[str, Any]) -> di
     return {key: min(max(value, bounds[key][0]), bounds[key][1]) if key in bounds else value for key, value in config.items()}
 
 
-def _search(config: Config) -> Searcher | SearchAlgorithm:
+def search_algorithm(config: Config) -> Searcher | SearchAlgorithm:
+    """Who proposes configurations; drawn from the run's seed."""
     if config.sweep.scheduler == "pbt":
         return BasicVariantGenerator(random_state=config.seed)
-    samplers = optuna.samplers
-    sampler = (
-        samplers.RandomSampler(seed=config.seed) if config.sweep.search == "random" else samplers.TPESampler(seed=config.seed, n_startup_trials=6)
-    )
+    if config.sweep.search == "random":
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=config.seed)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=config.sweep.num_startup_trials)
     return OptunaSearch(partial(draw, sweep_space(config), config.model_dump(mode="json")), metric=METRIC, mode="max", sampler=sampler)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import tune
 
-from cluster.policy_training import Environment, TrainingResult, training_steps
+from cluster.policy_training import Environment, TrainingResult, dropped_cost, training_steps
 from cluster.tasks import kept_builder
 from proxymix.account import Cost, Meter
 from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
@@ -61,7 +61,7 @@ def validate_policy(config: Config, base_folder: str, parameters: Mapping[str, N
     settings = config.controller
     policy = build_policy(settings.architecture, frozen, without=settings.without)
     controller = HeldDecisions(FrozenController(policy, {"name": "trial"}), settings.decide_every)
-    meter, scores, flops = Meter(), [], 0
+    meter, scores, flops = Meter(config.proxy.gpus_per_runner), [], 0
     for case in cases:
         run = builder.build(case)
         run_continual(run, controller)
@@ -88,6 +88,16 @@ class SweepPlan:
     """Tune's own state, below `folder`; two sweeps that differ in it share their trainings."""
 
     @property
+    def trial_defaults(self) -> Config:
+        """Of a trial before anything is swept."""
+        return trial_config(self.config, {"controller.num_env_runners": self.config.sweep.num_env_runners})
+
+    @property
+    def num_env_runners(self) -> int:
+        """That a trial reserves, and asks for; where its own settings leave it fewer groups of episodes it starts fewer."""
+        return self.trial_defaults.started_env_runners
+
+    @property
     def num_rungs(self) -> int:
         """Of a trial that runs to its end."""
         return self.config.controller.episodes // self.config.sweep.episodes_per_rung
@@ -102,7 +112,7 @@ def run_trial(answers: Mapping[str, Any], plan: SweepPlan) -> None:
 
 def _train(plan: SweepPlan, overrides: Row, given: Path | None) -> None:
     """From wherever the training stands to its end; Tune stops it earlier by ending this process."""
-    config = trial_config(plan.config, {**overrides, "controller.num_env_runners": plan.config.sweep.num_env_runners})
+    config = trial_config(plan.config, {**overrides, "controller.num_env_runners": plan.num_env_runners})
     folder = _training_folder(plan, overrides, given)
     inherited = list(read_jsonl(given / RUNGS)) if given else []
     rungs = list(read_jsonl(folder / RUNGS)) or inherited
@@ -133,9 +143,10 @@ def _digest(lineage: Row) -> str:
 
 
 def _rung(result: TrainingResult, validation: Validation, rungs: Sequence[Row], overrides: Row, training: str) -> Row:
-    """What is known after a rung. `flops` and `cpu_seconds` are this rung's own, its validation included."""
+    """What is known after a rung. `flops` and `cpu_seconds` are this rung's own, its validation included; what was lost on the way comes on top."""
     before = rungs[-1]["episodes"] if rungs else 0
     fresh = [row for row in result.rows if row["iteration"] * row["episodes"] >= before] or result.rows
+    dropped = [dropped_cost(row) for row in fresh]
     return {
         "rung": len(rungs) + 1,
         "episodes": result.cost["episodes"],
@@ -144,6 +155,10 @@ def _rung(result: TrainingResult, validation: Validation, rungs: Sequence[Row], 
         "training_return": float(np.mean([row["reward_mean"] for row in fresh])),
         "flops": sum(row["flops"] for row in fresh) + validation.cost.flops,
         "cpu_seconds": round(sum(row["cpu_seconds"] for row in fresh) + validation.cost.cpu_seconds, 3),
+        "gpu_seconds": round(sum(row.get("gpu_seconds", 0.0) for row in fresh) + validation.cost.gpu_seconds, 3),
+        "num_dropped": sum(row["num_dropped"] for row in fresh),
+        "dropped_flops": sum(cost.flops for cost in dropped),
+        "dropped_cpu_seconds": round(sum(cost.cpu_seconds for cost in dropped), 3),
         "overrides": overrides,
         "training": training,
     }

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from cluster.case_keys import case_key
-from cluster.tasks import kept_builder, run_cached_tasks
+from cluster.tasks import kept_builder, on_gpus, run_cached_tasks
 from cluster.tuning import flat_target_builder
 from proxymix.account import Meter
 from proxymix.cases import Case, CaseBuilder, proxy_builder
@@ -29,6 +29,7 @@ from proxymix.controllers.noisy_readings import NoisyReadings
 from proxymix.controllers.rivals import Found, rival
 from proxymix.evaluation.exactness import ScoringJournal
 from proxymix.learners.orthogonal import OrthogonalLearner
+from proxymix.planning.gpus import gpus_of
 from proxymix.types import Controller
 
 Role = Literal["proxy", "target"]
@@ -57,7 +58,7 @@ def run_table(
     base_folder: str,
     runs: Sequence[TableRun],
     progress: Callable[[int, int], None],
-    done: Callable[[int, dict[str, Any], bool], None] = lambda index, result, cached: None,
+    done: Callable[[int, str, dict[str, Any], bool], None] = lambda index, key, result, cached: None,
 ) -> list[dict[str, Any]]:
     """The result of every run: `report` (as accuracy.json), `validation` (per source, at the end), `shares` `[task][stage]`, `replay_share`, `cost`.
 
@@ -67,15 +68,16 @@ def run_table(
         base_folder: where it starts.
         runs: what to run; those in the cache are not.
         progress: called with (done, total).
-        done: called with each result's index, itself, and whether it was in the cache.
+        done: called with each result's index, its key in the cache, itself, and whether it was there already.
     """
     keys = [case_key(_config(config, run.method), role, base_folder, run.case, _rule(config, run)) for run in runs]
-    gpus = int(role == "target" and config.target.parallelism.use_gpu)
-    submissions = [
-        partial(_table_run.options(name=f"table/{role}/{run.method}/{run.case.name}", num_gpus=gpus).remote, config, role, base_folder, run)
-        for run in runs
-    ]
-    return run_cached_tasks(Path(config.cache_root) / "table", keys, submissions, max(1, config.controller.num_env_runners), progress, done)
+    task = on_gpus(_table_run, gpus_of(config, role))
+    submissions = [partial(task.options(name=f"table/{role}/{run.method}/{run.case.name}").remote, config, role, base_folder, run) for run in runs]
+
+    def note(index: int, result: dict[str, Any], cached: bool) -> None:
+        done(index, keys[index], result, cached)
+
+    return run_cached_tasks(Path(config.cache_root) / "table", keys, submissions, max(1, config.controller.num_env_runners), progress, note)
 
 
 def _rule(config: Config, run: TableRun) -> Any:
@@ -91,7 +93,7 @@ def _rule(config: Config, run: TableRun) -> Any:
 def _table_run(config: Config, role: Role, base_folder: str, asked: TableRun) -> dict[str, Any]:
     make = orthogonal_builder if asked.method == OLORA else {"proxy": proxy_builder, "target": flat_target_builder}[role]
     builder = kept_builder(make, _config(config, asked.method).model_dump_json(), base_folder)
-    meter, run = Meter(int(config.target.parallelism.use_gpu and role == "target")), builder.build(asked.case)
+    meter, run = Meter(gpus_of(config, role)), builder.build(asked.case)
     scores = _tests(builder, asked.case, run, config.controller.reward.gamma)
     records = run_continual(run, _controller(config, asked, run), scores)
     cost, replayed = meter.read(run.flops), sum(record.replay_share * sum(record.counts.values()) for record in records)

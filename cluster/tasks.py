@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,16 @@ def kept_builder(make: Callable[[Config, str], CaseBuilder], config_json: str, f
     """`make(config, folder)`, kept for the life of the worker process: model, tokenizer and data are loaded once for many cases."""
     torch.set_num_threads(1)
     return make(Config.model_validate_json(config_json), folder)
+
+
+@cache
+def on_gpus(task: Any, gpus: float) -> Any:
+    """`task`, a remote function, with `gpus` GPUs to itself.
+
+    Its worker process then ends with it, as Ray has it for functions that are *declared* to need a GPU: CUDA keeps to the card that a process
+    began with, whichever Ray gives its next task.
+    """
+    return ray.remote(**task._default_options, num_gpus=gpus)(task._function) if gpus else task
 
 
 def run_tasks(
@@ -65,7 +75,7 @@ def run_tasks(
             running[submissions[index]()] = index
         for reference in ray.wait(list(running), timeout=POLL_S)[0]:
             index, last_end = running.pop(reference), time.monotonic()
-            results[index] = _result(reference)
+            results[index] = task_result(reference)
             if done is not None:
                 done(index, results[index])
         progress(len(results), len(submissions))
@@ -116,7 +126,8 @@ def _entry(path: Path) -> Any:
         return None
 
 
-def _result(reference: ray.ObjectRef) -> Any:
+def task_result(reference: ray.ObjectRef) -> Any:
+    """Of a task that is over; a user's mistake that it found is raised as such."""
     try:
         return ray.get(reference)
     except RayTaskError as error:

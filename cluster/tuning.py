@@ -8,8 +8,6 @@ the journal at the last stage boundary. What the runs have to say is in their fo
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from proxymix.controllers.held import HeldDecisions
 from proxymix.data.fingerprints import content_key
 from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.journal import RunJournal, is_finished
+from proxymix.learners.device import tuning_device
 from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.large import LargeLearner
 from proxymix.learners.learner import Learner
@@ -59,7 +58,8 @@ class TuningPlan:
     assignments: tuple[Assignment, ...]
     base_folder: str
     run_dir: str
-    controller_for: Callable[[str, int], Controller]
+    controller_for: Callable[[str, int, str | None], Controller]
+    ready: Callable[[str], None]
 
     @property
     def fault_path(self) -> Path:
@@ -73,8 +73,9 @@ def tune_targets(
     *,
     base_folder: str,
     run_dir: str,
-    controller_for: Callable[[str, int], Controller],
+    controller_for: Callable[[str, int, str | None], Controller],
     name: str,
+    ready: Callable[[str], None] = lambda method: None,
 ) -> None:
     """Tunes every target run that is not finished; returns when all are.
 
@@ -83,8 +84,10 @@ def tune_targets(
         assignments: (method, seed) pairs, in this order.
         base_folder: the untuned target, readable by every worker.
         run_dir: `runs/<name>`, shared by all nodes.
-        controller_for: builds the controller of a pair; pickled, called on rank 0 only. A `close` method is called when the run is over.
+        controller_for: builds the controller of a pair, with the hash of the one that the pair's run began with, if it did; pickled, called on
+            rank 0 only. A `close` method is called when the run is over.
         name: of the Ray Train run.
+        ready: returns when runs of a method can be tuned; pickled, called on every rank before each of them.
 
     Raises:
         UserError: what a worker found wrong with the input, a loss that is not finite, or a group that kept dying.
@@ -95,10 +98,10 @@ def tune_targets(
     if not todo:
         return
     base_folder = str(Path(base_folder).resolve()) if Path(base_folder).exists() else base_folder
-    plan = TuningPlan(config.model_copy(update={"data_root": data_root}), todo, base_folder, run_dir, controller_for)
+    plan = TuningPlan(config.model_copy(update={"data_root": data_root}), todo, base_folder, run_dir, controller_for, ready)
     plan.fault_path.unlink(missing_ok=True)
     try:
-        _fit(_trainer(plan, name))
+        _trainer(plan, name).fit()
     except TrainingFailedError as error:
         raise UserError(f"tune_target: {_reason(error)}; every finished stage is kept, run the same command again to go on") from error
     fault = read_json(plan.fault_path)
@@ -129,18 +132,6 @@ def _trainer(plan: TuningPlan, name: str) -> TorchTrainer:
     )
 
 
-def _fit(trainer: TorchTrainer) -> None:
-    """`trainer.fit()`, but Ctrl-C is an interruption: Train's own handler ends the process with exit code 0, and stays when `fit` is over."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        if threading.current_thread() is threading.main_thread():  # Elsewhere handlers cannot be set, and Train sets none.
-            signal.signal(signal.SIGINT, handler)
-
-
 def _resources(config: Config) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if config.target.parallelism.use_gpu else {"CPU": 1}
 
@@ -164,6 +155,7 @@ def _work(plan: TuningPlan) -> None:
         device = ray.train.torch.get_device()
         builder = ranks.together(partial(target_builder, plan.config, plan.base_folder, ranks, device))
         for method, seed in plan.assignments:
+            plan.ready(method)
             _tune(plan, method, seed, builder, ranks)
     except UserError as error:
         if ranks.rank == 0:
@@ -184,7 +176,7 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
     every = config.controller.decide_every if method == PROXYMIX else 1
 
     def build() -> Controller:
-        return HeldDecisions(plan.controller_for(method, seed), every, journal.last_decision)
+        return HeldDecisions(journal.asking(partial(plan.controller_for, method, seed)), every, journal.last_decision)
 
     with (
         closing(journal),
@@ -217,15 +209,6 @@ def _watch(config: Config, run_dir: str, method: str, seed: int, ranks: Ranks) -
     return Watch(Telemetry(ray.util.metrics), tracker, run=config.name, method=method, seed=str(seed))
 
 
-def _device(use_gpu: bool) -> torch.device:
-    if use_gpu and not torch.cuda.is_available():
-        raise UserError(
-            f"target.parallelism.use_gpu: needs a GPU that torch sees on every node that tunes, got torch {torch.__version__} without one; "
-            "install with `make setup REQUIREMENTS=gpu`, or set it to false"
-        )
-    return torch.device("cuda" if use_gpu else "cpu")
-
-
 def target_builder(
     config: Config, base_folder: str, ranks: Ranks = ALONE, device: torch.device | None = None, learner: type[Learner] | None = None
 ) -> CaseBuilder:
@@ -243,7 +226,7 @@ def target_builder(
     """
     target = config.target
     if device is None:
-        device = _device(target.parallelism.use_gpu)
+        device = tuning_device(target.parallelism.use_gpu, "target.parallelism.use_gpu", "false")
     torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
     model = load_model(base_folder, target.model.implementation, target.lora, target.precision)
     together = ranks.world_size > 1
@@ -251,7 +234,7 @@ def target_builder(
         workers = init_device_mesh(device.type, (ranks.world_size,)) if together else None
         if not (together and target.parallelism.strategy == "fsdp"):  # There it may be more than one device holds.
             model = model.to(device)
-        tuned: ResumableLearner = LargeLearner(model, config.tuning, target, workers)
+        tuned: ResumableLearner = LargeLearner(model, config.tuning, target, workers, target.parallelism.strategy)
     else:
         reduce = ranks.reduce if together else None
         tuned = (learner or Learner)(model.to(device), config.tuning, rank=ranks.rank, world_size=ranks.world_size, reduce=reduce)

@@ -8,21 +8,25 @@ The process's environment must say how vLLM is to behave before this file is imp
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import vllm
+from transformers import AutoModelForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.config.lora import MaxLoRARanks
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.platforms import current_platform
 
 from proxymix.config import Config, LoraConfig
 from proxymix.evaluation.generation import Tokens, until
 from proxymix.learners.adapters import module_names
+from proxymix.learners.published import Published, published_config
 
 
 class VllmGenerator:
@@ -33,7 +37,7 @@ class VllmGenerator:
     """
 
     def __init__(self, base_folder: str, config: Config, tokenizer: Any) -> None:
-        """Args: `base_folder` is a model folder or hub name; `tokenizer` supplies the end token."""
+        """Args: `base_folder` is a model folder or `reference`; `tokenizer` supplies the end token."""
         self.end = int(tokenizer.eos_token_id)
         new_tokens = config.evaluation.max_new_tokens
         self.sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, stop_token_ids=[self.end], detokenize=False)
@@ -46,8 +50,12 @@ class VllmGenerator:
         self.numbers = count(1)
         if config.target.lora and not config.target.lora.merged:
             extra |= _room_for_adapters(config.target.lora, base_folder)
+        name, revision = Published.of(base_folder)
         self.engine = LLM(
-            base_folder,
+            name,
+            revision=revision,
+            tokenizer_revision=revision,
+            load_format="safetensors",  # Else vLLM would read pickles where there is nothing else.
             dtype="bfloat16" if config.target.precision == "bf16" else "float32",
             max_model_len=_context_length(config, base_folder),
             enforce_eager=True,
@@ -65,7 +73,8 @@ class VllmGenerator:
             # vLLM knows adapters by number, so each gets one of its own.
             self.adapters = LoRARequest(folder, next(self.numbers), folder) if found else None
             return
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        # Of a name on the hub, vLLM would reload the newest revision.
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_path": Published.of(folder).folder})
         self.engine.collective_rpc(_pack_output_layer)
         self.engine.reset_prefix_cache()
 
@@ -85,10 +94,24 @@ class VllmGenerator:
         return self.engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False, lora_request=self.adapters)
 
 
+def check_kernels() -> None:
+    """Where vLLM's compiled part cannot be loaded, it only warns, and fails later over a name that is not there.
+
+    Raises:
+        ImportError: says what is missing.
+    """
+    if current_platform.is_cpu() and not hasattr(torch.ops._C, "init_cpu_memory_env"):
+        try:
+            ctypes.CDLL(str(Path(vllm.__file__).with_name("_C.abi3.so")))
+        except OSError as error:
+            raise ImportError(f"{error}; Debian's package libnuma1 has libnuma.so.1") from error
+        raise ImportError("its compiled part does not suit this processor")
+
+
 def _room_for_adapters(lora: LoraConfig, base_folder: str) -> dict[str, Any]:
     """What an engine must know of adapters before there are any."""
     with torch.device("meta"):
-        names = module_names(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder)), lora.modules)
+        names = module_names(AutoModelForCausalLM.from_config(published_config(base_folder)), lora.modules)
     rank = min(rank for rank in get_args(MaxLoRARanks) if rank >= lora.rank)
     # Without the names vLLM makes room in the output layer too, and on a CPU fails there over the log probabilities of prompts.
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank, "lora_target_modules": names}
@@ -97,7 +120,7 @@ def _room_for_adapters(lora: LoraConfig, base_folder: str) -> dict[str, Any]:
 def _context_length(config: Config, base_folder: str) -> int:
     """Tokens that a prompt and its answer may take: the longest row of tuning and a wrong answer that does not end, if the model reaches so far."""
     wanted = config.tuning.max_length + config.evaluation.max_new_tokens
-    return min(wanted, getattr(AutoConfig.from_pretrained(base_folder).get_text_config(), "max_position_embeddings", wanted))
+    return min(wanted, getattr(published_config(base_folder).get_text_config(), "max_position_embeddings", wanted))
 
 
 def _pack_output_layer(worker: Any) -> None:

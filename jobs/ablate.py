@@ -123,7 +123,7 @@ def static_averages(run: Run, proxy_base: str, controllers: Sequence[str]) -> li
         share = float(np.mean([result["replay_share"] for result in results]))
         schedule = mean_schedule([result["shares"] for result in results])
         average = Found(numbers={"random_mean": 100 * share}, schedules={"mean_schedule": schedule})
-        found.append((average, sum(result["cost"]["flops"] for result in results)))
+        found.append((average, sum(result["flops"] for result in results)))
     return found
 
 
@@ -168,7 +168,7 @@ def ablate(run: Run, bases: tuple[str, str]) -> dict[str, Any]:
 
 def _metrics(run: Run, cases: Sequence[Case], cells: Sequence[Cell], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = list(zip(cells, results, strict=True))
-    units = {cell.case.name: result["cost"]["flops"] for cell, result in found if cell.row == UNIT}
+    units = {cell.case.name: result["flops"] for cell, result in found if cell.row == UNIT}
     rows = dict.fromkeys([FULL, *(cell.row for cell in cells)])
 
     def measured(row: str, case: Case) -> dict[str, float | None]:

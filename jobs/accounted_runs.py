@@ -1,6 +1,6 @@
 """Cells of a table, run with a bar and a line each in the run's account: what the benchmark and the ablation share.
 
-(role, base, runs) → cluster.table_runs → results, in order;   costs.jsonl: `proxy/<line>` or `target/<base>/<line>`
+(role, base, runs) → cluster.table_runs → costs.jsonl: `proxy/<line>/<key>` or `target/<base>/<line>/<key>` → results, with `flops` from there
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from proxymix.config import Config
 def run_on(
     run: Run, config: Config, role: Role, base: str, runs: Sequence[TableRun], title: str, lines: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """The results of `runs`, in order.
+    """The results of `runs`, in order: as `run_table` gives them, but with the account's `flops` in the place of their `cost`.
 
     Args:
         run: whose account pays, and whose console tells.
@@ -27,13 +27,17 @@ def run_on(
         base: folder it starts from.
         runs: what to run.
         title: of the bar.
-        lines: names of the runs in the account; None: case and method.
+        lines: names of the runs in the account; None: case and method. Behind them stands what decides the result, hashed, for settings may change.
     """
     names = lines or [f"{asked.case.name}/{asked.method}" for asked in runs]
     where = role if role == "proxy" else f"{role}/{Path(base).name}"
+    ids: dict[int, str] = {}
 
-    def note(index: int, result: dict[str, Any], cached: bool) -> None:
-        run.account.add("tuning", f"{where}/{names[index]}", role, Cost(**result["cost"]), cached=cached)
+    def note(index: int, key: str, result: dict[str, Any], cached: bool) -> None:
+        ids[index] = f"{where}/{names[index]}/{key[:8]}"
+        run.account.add("tuning", ids[index], role, Cost(**result["cost"]), cached=cached)
 
     with run.progress(title) as update:
-        return run_table(config, role, base, runs, update, note)
+        results = run_table(config, role, base, runs, update, note)
+    kept = [{name: value for name, value in result.items() if name != "cost"} for result in results]
+    return [result | {"flops": run.account.flops("tuning", ids[index])} for index, result in enumerate(kept)]

@@ -52,9 +52,7 @@ def run_benchmark(run: Run, config: Config, target_base: str, prepared: Rows, fo
     cases = [case.name for case in table_cases(config)]
     measures = {
         method: [
-            case_measures(results[method, name], rows[method][name].policy_flops, results[unit, name]["cost"]["flops"])
-            if name in rows[method]
-            else None
+            case_measures(results[method, name], rows[method][name].policy_flops, results[unit, name]["flops"]) if name in rows[method] else None
             for name in cases
         ]
         for method in methods

@@ -18,7 +18,7 @@ from cluster.searches import SearchPlace, learn_mixtures, search_case, search_po
 from cluster.table_runs import Role, TableRun
 from jobs.accounted_runs import run_on
 from jobs.run import Run
-from jobs.train_controller import learn, take_given
+from jobs.train_controller import given_id, learn, take_given
 from proxymix.account import total_flops
 from proxymix.artifacts import write_json
 from proxymix.benchmark_cases import (
@@ -75,10 +75,10 @@ def steered_rows(run: Run, proxy_base: str) -> Rows:
 
 
 def _given(run: Run) -> Ready:
-    """That of `controller.path`; learning it took what its card says."""
+    """That of `controller.path`."""
     take_given(run, longest_sequence(run.config))
     folder = run.folder / "controller"
-    return Ready(controller=str(folder), policy_flops=FrozenController.load(folder).card.get("training_flops", 0))
+    return Ready(controller=str(folder), policy_flops=run.account.flops("episodes", given_id(FrozenController.load(folder).sha256)))
 
 
 def _learnt_members(run: Run, proxy_base: str) -> dict[str, Ready]:
@@ -119,7 +119,7 @@ def chosen_rows(run: Run, proxy_base: str, steered: Rows) -> Rows:
     results = run_on(run, run.config, "proxy", proxy_base, runs, "choices on the proxy")
     by_method = {method: results[start * len(cases) :][: len(cases)] for start, method in enumerate(methods)}
     score = {method: float(np.mean([final_score(result["validation"]) for result in found])) for method, found in by_method.items()}
-    spent = {method: sum(result["cost"]["flops"] for result in found) for method, found in by_method.items()}
+    spent = {method: sum(result["flops"] for result in found) for method, found in by_method.items()}
     numbers = {name: max(options, key=lambda number: score[options[number]]) for name, options in wanted.items()}
     write_json(run.folder / "benchmark" / "choices.json", {"numbers": numbers, "scores": score, "cases": [case.name for case in cases]})
     rows = {name: Ready(Found(numbers={name: numbers[name]}), policy_flops=sum(spent[m] for m in wanted[name].values())) for name in wanted}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.submit import Job, prepare
 from proxymix.errors import UserError
@@ -68,18 +69,19 @@ def submit(
 def status(
     name: Annotated[str | None, typer.Argument(help="Id of a job, or name of a run.", show_default=False)] = None, address: Address = None
 ) -> None:
-    """Jobs of this cluster, and how much of it is in use."""
-    from cluster.submission import find, ours, told, usage
+    """Jobs of this cluster, whoever sent them, and how much of it is in use."""
+    from cluster.submission import everyones, find, told, usage
 
     with told():
         client = _client(address)
-        jobs = [find(client, name)] if name else ours(client)
+        jobs = [find(client, name)] if name else everyones(client)
         used = usage(client)
-    table = Table("job", "run folder", "status", "exit code", "minutes", box=None, pad_edge=False)
+    table = Table("job", "run folder or command", "status", "exit code", "minutes", box=None, pad_edge=False)
     for job in jobs:
         minutes = ((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 60000
         code = "" if job.driver_exit_code is None else str(job.driver_exit_code)
-        table.add_row(job.submission_id, job.metadata["folder"], job.status.value, code, f"{minutes:.1f}")
+        what = (job.metadata or {}).get("folder", job.entrypoint)
+        table.add_row(job.submission_id or job.job_id, Text(what), job.status.value, code, f"{minutes:.1f}")
     out = Console(width=None if sys.stdout.isatty() else 200)
     out.print(table if jobs else "no jobs", highlight=False)
     out.print("  ".join(f"{kind} {part:g} of {whole:g} in use" for kind, (part, whole) in used.items()), highlight=False)
@@ -119,10 +121,12 @@ def start_cluster(
     folder: Folder = None,
 ) -> None:
     """Start a Ray head on this machine."""
-    from cluster.local import default_folder, start
+    from cluster.local import default_folder, metrics_targets, start
 
-    found = start(folder or default_folder(), num_cpus=num_cpus, num_gpus=num_gpus, dashboard_port=dashboard_port)
+    folder = folder or default_folder()
+    found = start(folder, num_cpus=num_cpus, num_gpus=num_gpus, dashboard_port=dashboard_port)
     print(f"dashboard and jobs at {found.dashboard}")
+    print(f"for Prometheus: file_sd_configs: [{{files: [{metrics_targets(folder)}]}}]")
     print(f"for Ray's own commands: export RAY_AUTH_MODE=token {ADDRESS}={found.dashboard}")
 
 

@@ -33,7 +33,7 @@ def evaluate(run: Run, pool: EvaluationPool) -> None:
             accuracy = assemble_accuracy(run.folder, method, seed, tasks, anchors)
             unscored.update(accuracy["num_unscored"])
             for name, reason in accuracy["unscored"].items():
-                run.say(f"{method}/seed{seed}, {name}: not scored: {reason}; to have it tried again, remove its file in scores/")
+                run.say(f"{method}/seed{seed}, {name}: not scored: {reason}; the same command tries it again")
     if told := ", ".join(f"{name} {count}" for name, count in unscored.items() if count):
         run.say(f"answers without a score, left out of every mean: {told}")
     write_json(run.folder / "metrics.json", summarise(config, run.folder))

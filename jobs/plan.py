@@ -7,21 +7,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
+from proxymix.artifacts import write_text
 from proxymix.config import Config, load_config
 from proxymix.errors import UserError
+from proxymix.planning.checks import check_windows
 from proxymix.planning.geometry import Shape, architecture, shape_of
-from proxymix.planning.memory import GIB, scoring_memory, tuning_memory
-from proxymix.planning.reach import Found, reachable
+from proxymix.planning.gpus import gpu_needs, proxies_on_a_gpu
+from proxymix.planning.measured import measured_rates
+from proxymix.planning.memory import GIB, ScoringMemory, TuningMemory, proxy_memory, scoring_memory, tuning_memory
+from proxymix.planning.reach import Found, every_source, reachable
 from proxymix.planning.work import Rates, Work, hours_of, read_rates, total_hours, work_of
 
 NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What there is."""
+
+    gpus: int
+    memory_gib: float
+    """Of each."""
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.gpus} × {self.name} of {self.memory_gib:g} GiB"
 
 
 def plan(config: Config, *, gpus: int, memory_gib: float, gpu_name: str, rates: Rates, require_data: bool, out: Console) -> None:
@@ -37,14 +57,18 @@ def plan(config: Config, *, gpus: int, memory_gib: float, gpu_name: str, rates: 
         out: where to print.
 
     Raises:
-        UserError: after everything is printed: it does not fit, or data are not to be had.
+        UserError: at once: a model cannot be tuned as it is wanted; or after everything is printed: it does not fit, or data are not to be had.
     """
+    check_windows(config, partial(architecture, config))
     shapes = [shape_of(architecture(config, config.proxy.model))]
     target = architecture(config, config.target.model)
     shapes += [shape_of(target), shape_of(target, lora=config.target.lora, precision=config.target.precision)]
     found = reachable(config)
     out.print(_found_table(found), _shape_table(config, shapes))
-    faults = _print_memory(config, shapes, gpus, memory_gib, gpu_name, out)
+    if dropping := [spec.label for spec in every_source(config) if spec.unfit == "drop"]:
+        out.print(f"rows that do not fit are dropped, and counted when they are read: {', '.join(dropping)}", style="dim")
+    hardware = Hardware(gpus, memory_gib, gpu_name)
+    faults = _print_memory(config, shapes, hardware, out)
     work = work_of(config)
     out.print(_work_table(work), _hours_table(config, work, rates, gpus))
     if rates.measured_by:
@@ -72,33 +96,52 @@ def _shape_table(config: Config, shapes: Sequence[Shape]) -> Table:
     return table
 
 
-def _print_memory(config: Config, shapes: Sequence[Shape], gpus: int, memory_gib: float, gpu_name: str, out: Console) -> list[str]:
+def _print_memory(config: Config, shapes: Sequence[Shape], hardware: Hardware, out: Console) -> list[str]:
     """The table and the verdict; returns what is wrong."""
-    workers, actors = config.target.parallelism.num_workers, config.evaluation.actors
+    runners, workers, actors = max(1, config.started_env_runners), config.target.parallelism.num_workers, config.evaluation.actors
+    learning, tuning = proxy_memory(config, shapes[0]), tuning_memory(config, shapes[2])
+    scoring = scoring_memory(config, shapes[1], hardware.memory_gib * GIB)
     place = "GPU" if config.target.parallelism.use_gpu else "process"
-    tuning, scoring = tuning_memory(config, shapes[2]), scoring_memory(config, shapes[1], memory_gib * GIB)
-    table = _numbers("GiB", f"each of {workers} that tune", f"each of {actors} that score", title=f"memory per {place}")
+    titles = [f"each of {runners} that learn (proxy)", f"each of {workers} that tune", f"each of {actors} that score"]
+    table = _numbers("GiB", *titles, title=f"memory per {place}")
     for name in ("weights", "gradients", "optimizer", "activations", "exchange", "reserve"):
-        table.add_row(name, f"{getattr(tuning, name) / GIB:.2f}", f"{scoring.weights / GIB:.2f}" if name == "weights" else "")
-    table.add_row("KV cache of a row", "", f"{scoring.cache_per_row / GIB:.3f}")
-    table.add_row("total", f"{tuning.total / GIB:.2f}", f"room for {scoring.rows_at_once:,} rows", style="bold")
+        first, second = (f"{getattr(memory, name) / GIB:.2f}" for memory in (learning, tuning))
+        table.add_row(name, first, second, f"{scoring.weights / GIB:.2f}" if name == "weights" else "")
+    table.add_row("KV cache of a row", "", "", f"{scoring.cache_per_row / GIB:.3f}")
+    table.add_row("total", f"{learning.total / GIB:.2f}", f"{tuning.total / GIB:.2f}", f"room for {scoring.rows_at_once:,} rows", style="bold")
     out.print(table)
-    if not config.target.parallelism.use_gpu:
+    needs = gpu_needs(config)
+    if not needs.total:
         return []
+    faults = _faults(config, hardware, learning, tuning, scoring)
+    shared = f"{needs.scoring} score all along, beside them {needs.learning} learn and then {needs.tuning} tune"
+    out.print(f"GPUs: {shared}" + (f"; {proxies_on_a_gpu(config)} proxies' processes on each that learns" if needs.learning else ""))
+    out.print(f"[bold red]does not fit {hardware}[/]" if faults else f"[bold green]fits {hardware}[/] ({needs.total} needed)")
+    return faults
+
+
+def _faults(config: Config, hardware: Hardware, learning: TuningMemory, tuning: TuningMemory, scoring: ScoringMemory) -> list[str]:
+    """What does not fit, each with what to try."""
+    needs, room, gib = gpu_needs(config), hardware.memory_gib * GIB, f"{hardware.memory_gib:g}"
+    actors, parallel = config.evaluation.actors, config.evaluation.tensor_parallel
+    cuts = "gradient_checkpointing, a smaller {0}.micro_batch_size or {0}.pack_tokens"
     faults = []
-    needed = workers + config.evaluation.gpus
-    if needed > gpus:
-        each = f" of {config.evaluation.tensor_parallel}" if config.evaluation.tensor_parallel > 1 else ""
-        faults.append(f"needs {needed} GPUs ({workers} workers and {actors} evaluation actors{each}), there are {gpus}")
-    if tuning.total > memory_gib * GIB:
+    if needs.total > hardware.gpus:
+        each = f" of {parallel}" if parallel > 1 else ""
+        most = f"{needs.tuning} workers" if needs.tuning >= needs.learning else f"{needs.learning} of proxies"
+        faults.append(f"needs {needs.total} GPUs ({most} and {actors} evaluation actors{each}), there are {hardware.gpus}")
+    if needs.learning and learning.total * proxies_on_a_gpu(config) > room:
         faults.append(
-            f"a worker needs {tuning.total / GIB:.1f} GiB, a GPU has {memory_gib:g}; try target.gradient_checkpointing, a smaller "
-            "target.micro_batch_size or target.pack_tokens, target.lora, or target.parallelism.strategy=fsdp"
+            f"{proxies_on_a_gpu(config)} processes of proxies need {learning.total / GIB:.1f} GiB each, a GPU has {gib}; try a larger "
+            f"proxy.gpus_per_runner, fewer controller.proxies_side_by_side, proxy.{cuts.format('proxy')}"
         )
-    if not scoring.rows_at_once:
-        faults.append(f"an evaluation actor cannot hold the weights and one row's cache in {memory_gib:g} GiB; raise evaluation.tensor_parallel")
-    hardware = f"{gpus} × {gpu_name} of {memory_gib:g} GiB"
-    out.print(f"[bold red]does not fit {hardware}[/]" if faults else f"[bold green]fits {hardware}[/] ({workers} tune, {actors} score)")
+    if needs.tuning and tuning.total > room:
+        faults.append(
+            f"a worker needs {tuning.total / GIB:.1f} GiB, a GPU has {gib}; try target.{cuts.format('target')}, target.lora, "
+            "or target.parallelism.strategy=fsdp"
+        )
+    if needs.scoring and not scoring.rows_at_once:
+        faults.append(f"an evaluation actor cannot hold the weights and one row's cache in {gib} GiB; raise evaluation.tensor_parallel")
     return faults
 
 
@@ -137,18 +180,27 @@ def command(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs there are.")] = 8,
     memory_gib: Annotated[float, typer.Option(min=0.1, help="Of each GPU.")] = 79.0,
     gpu_name: Annotated[str, typer.Option(help="For the heading.")] = "80 GB GPU",
-    rates: Annotated[Path | None, typer.Option(help="YAML of measured rates; else hours stay unknown.", show_default=False)] = None,
+    rates: Annotated[
+        Path | None,
+        typer.Option(help="YAML of measured rates, or the folder of a finished run to take them from; else hours stay unknown.", show_default=False),
+    ] = None,
+    write_rates: Annotated[
+        Path | None, typer.Option(help="Write the rates into this YAML file, to edit and to plan with.", show_default=False)
+    ] = None,
     require_data: Annotated[bool, typer.Option("--require-data", help="Fail where a model or data set is not known to be reachable.")] = False,
 ) -> None:
     """Check a run without running it: data, memory per GPU, stages and decisions, hours and cost."""
     out = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
+        known = measured_rates(rates) if rates and rates.is_dir() else read_rates(rates)
+        if write_rates:
+            write_text(write_rates, yaml.safe_dump(known.model_dump(exclude_none=True), sort_keys=False))
         plan(
             load_config(config, overrides or []),
             gpus=gpus,
             memory_gib=memory_gib,
             gpu_name=gpu_name,
-            rates=read_rates(rates),
+            rates=known,
             require_data=require_data,
             out=out,
         )

@@ -67,6 +67,7 @@ class Run:
         self.config, self.console, self.job, self.folder = config, console, job, config.run_dir
         self.account = Account(self.folder / "costs.jsonl")
         self.begun = False
+        self._said: set[str] = set()
 
     @classmethod
     def open(cls, config: Config, job: str) -> Run:
@@ -139,7 +140,7 @@ class Run:
             self._event(name, ending, seconds=round(time.perf_counter() - started, 3))
 
     def meanwhile(self, name: str, seconds: float) -> None:
-        """Notes a phase that went on beside the others."""
+        """Notes a phase that went on beside the others, or before the first."""
         self._event(name, "end", seconds=round(seconds, 3))
 
     @contextmanager
@@ -170,6 +171,12 @@ class Run:
     def say(self, text: str) -> None:
         """A line for the person watching."""
         self.console.print(text, highlight=False)
+
+    def say_once(self, text: str) -> None:
+        """As `say`, but what this job has said so already is not said again."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def read(self, name: str) -> Any:
         """A JSON file of the run folder; None if it is not there."""

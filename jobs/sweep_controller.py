@@ -13,11 +13,13 @@ from cluster.sweep_trial import SweepPlan
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
+from jobs.train_controller import dropped_words, idle_runners
 from proxymix.account import total_flops
 from proxymix.artifacts import write_json, write_text
 from proxymix.cases import Case, draw_cases
 from proxymix.config import Config
 from proxymix.errors import UserError
+from proxymix.sweep_config import SweepConfig
 from proxymix.sweep_result import best_config, best_trial, sweep_table
 from proxymix.sweep_space import check_sweep, validation_cases
 
@@ -31,6 +33,8 @@ def sweep_controller(run: Run, proxy_base: str, held_out: list[Case]) -> dict[st
         with run.progress("reference runs") as update:
             referenced = with_references(_paired(config), proxy_base, [*cases, *held_out], run.account, update)
         plan = SweepPlan(config, proxy_base, referenced[: len(cases)], referenced[len(cases) :], folder)
+        if (words := idle_runners(plan.trial_defaults, "sweep.num_env_runners")) is not None:
+            run.say_once(words)
         with run.progress("sweep (rungs, if none is stopped)") as update:
             trials = run_sweep(plan, update)
         # From its first episode on: what a member of a population inherited is in its cost, but once in the account.
@@ -45,7 +49,10 @@ def sweep_controller(run: Run, proxy_base: str, held_out: list[Case]) -> dict[st
 
 def show(run: Run) -> None:
     """The table, on standard output, and what to do next."""
-    Console().print(sweep_table(run.read("sweep/trials.json")["trials"]))
+    found = run.read("sweep/trials.json")
+    Console().print(sweep_table(found["trials"]))
+    if num_dropped := found["cost"].get("num_dropped"):
+        run.say(dropped_words(num_dropped))
     run.say("train the best:")
     run.console.out(f"python -m jobs.train_controller --config {run.folder / 'sweep' / 'best.yaml'}", highlight=False)
 
@@ -53,10 +60,13 @@ def show(run: Run) -> None:
 def check_settings(run: Run) -> None:
     """Raises UserError where the run's sweep was begun with other settings, or a controller is given."""
     run.config.controller.must_be_learnt("jobs.sweep_controller")
-    before = run.read("sweep/settings.json")
-    now = run.config.sweep.model_dump(mode="json")
-    if before is not None and before != now:
-        changed = ", ".join(f"sweep.{key}" for key in now if before.get(key) != now[key])
+    written, now = run.read("sweep/settings.json"), run.config.sweep.model_dump(mode="json")
+    if written is None:
+        return
+    # Through the model: keys that are newer than the sweep take their defaults.
+    before = SweepConfig.model_validate(written).model_dump(mode="json")
+    if before != now:
+        changed = ", ".join(f"sweep.{key}" for key in now if before[key] != now[key])
         raise UserError(
             f"{changed}: the sweep in {str(run.folder / 'sweep')!r} was begun with another; give the run another name or remove that folder"
         )

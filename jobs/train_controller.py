@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from cluster.policy_training import Row, freeze_controller, train_policy
+from cluster.policy_training import Row, dropped_cost, freeze_controller, train_policy
 from cluster.reference_runs import with_references
 from cluster.session import ray_session
 from jobs.entry import launch
@@ -66,7 +66,7 @@ def take_given(run: Run, most_tasks: int | None = None) -> bool:
     check_given(run.config, most_tasks)
     card = copy_controller(path, run.folder / "controller").card
     cost, episodes = Cost(card.get("training_flops", 0)), card.get("training_cost", {}).get("episodes", 0)
-    run.account.add("episodes", f"given/{str(card['sha256'])[:12]}", "proxy", cost, cached=True, episodes=int(episodes))
+    run.account.add("episodes", given_id(card["sha256"]), "proxy", cost, cached=True, episodes=int(episodes))
     return True
 
 
@@ -82,12 +82,16 @@ def learn(run: Run, config: Config, base: str, cases: Sequence[Case], folder: Pa
         prefix: of its lines in the account, and of the names of `cases`; the card's cost is theirs.
         model: whose runs they are; `target` for an oracle, whose proxy is the target itself.
     """
+    if (words := idle_runners(config)) is not None:
+        run.say_once(words)
     with run.progress(f"{prefix}reference runs") as update:
         referenced = with_references(config, base, cases, run.account, update, model)
     with run.progress(f"{prefix}controller (proxy episodes)") as update:
 
         def note(row: Row) -> None:
             account_for(run.account, row, prefix, model)
+            if row["num_dropped"]:
+                run.say(f"{prefix}{line_id(row)}: {dropped_words(row['num_dropped'])}")
             update((row["iteration"] + 1) * row["episodes"], config.controller.episodes)
 
         result = train_policy(config, base, referenced, folder, note)
@@ -98,13 +102,40 @@ def learn(run: Run, config: Config, base: str, cases: Sequence[Case], folder: Pa
     freeze_controller(config, result, total_flops(lines), folder)
 
 
+def idle_runners(config: Config, key: str = "controller.num_env_runners") -> str | None:
+    """What to tell a person who asked for more env runners than an iteration has groups of episodes; None where all are started.
+
+    Args:
+        config: of the training.
+        key: that they were asked for by.
+    """
+    controller, started = config.controller, config.started_env_runners
+    asked, episodes = controller.num_env_runners, controller.episodes_per_iteration
+    if started == asked:
+        return None
+    fitting = max((size for size in range(1, episodes // asked + 1) if episodes % size == 0), default=None)
+    remedy = f"controller.proxies_side_by_side to {fitting}" if fitting else f"{key} (or raise controller.episodes_per_iteration)"
+    return (
+        f"{key}: {started} of {asked} are started, one for each group of {config.group_size} in an iteration of {episodes} episodes; lower {remedy}"
+    )
+
+
 def account_for(account: Account, row: Row, prefix: str = "", model: Role = "proxy") -> None:
-    """A line an iteration; another for its lost episodes, which were run again and cost at most what all cost on average."""
-    cost = Cost(row["flops"], row["cpu_seconds"])
+    """A line an iteration; another for its lost episodes, which were run again while the GPUs of the first were held."""
+    cost = Cost(row["flops"], row["cpu_seconds"], row.get("gpu_seconds", 0.0))
     account.add("episodes", prefix + line_id(row), model, cost, episodes=row["episodes"])
     if lost := row["num_dropped"]:
-        share = lost / row["episodes"]
-        account.add("episodes", prefix + line_id(row), model, Cost(round(share * cost.flops), share * cost.cpu_seconds), episodes=lost)
+        account.add("episodes", prefix + line_id(row), model, dropped_cost(row), episodes=lost)
+
+
+def dropped_words(num_dropped: int) -> str:
+    """What to tell a person of lost episodes."""
+    return f"{num_dropped} episodes were lost with an env runner that died or hung, and run again; see Ray's worker logs"
+
+
+def given_id(sha256: str) -> str:
+    """Of a controller that was given, in the account."""
+    return f"given/{sha256[:12]}"
 
 
 def line_id(row: Row) -> str:

@@ -59,7 +59,7 @@ class Account:
     def __init__(self, path: Path) -> None:
         """Args: `path` of `costs.jsonl`; it need not exist yet."""
         self.path = path
-        self._keys: set[tuple[str, str]] = set()
+        self._flops: dict[tuple[str, str], int] = {}
         self._bytes_read = 0
 
     def add(self, item: Item, id: str, model: Literal["proxy", "target"], cost: Cost, *, cached: bool = False, episodes: int = 1) -> None:
@@ -71,14 +71,18 @@ class Account:
         append_jsonl(self.path, asdict(line))
 
     def has(self, item: Item, id: str) -> bool:
-        """Whether there is a line of this key; reads only what was added since it was asked last."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                file.seek(self._bytes_read)
-                whole = file.read().rpartition(b"\n")[0]
-            self._bytes_read += len(whole)
-            self._keys |= {(line.item, line.id) for line in _parsed(whole.decode("utf-8"))}
-        return (item, id) in self._keys
+        """Whether there is a line of this key."""
+        self._read_on()
+        return (item, id) in self._flops
+
+    def flops(self, item: Item, id: str) -> int:
+        """What making it took: the operations in the first line of this key.
+
+        Raises:
+            KeyError: there is none.
+        """
+        self._read_on()
+        return self._flops[item, id]
 
     def lines(self) -> list[CostLine]:
         """Every line, in order; one that was cut short by a kill is left out."""
@@ -95,6 +99,16 @@ class Account:
     def spent(self) -> list[CostLine]:
         """Every line that this run paid for, repeated work included."""
         return [line for line in self.lines() if not line.cached]
+
+    def _read_on(self) -> None:
+        """Takes in the lines that were added since it last did."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._bytes_read)
+                whole = file.read().rpartition(b"\n")[0]
+            self._bytes_read += len(whole)
+            for line in _parsed(whole.decode("utf-8")):
+                self._flops.setdefault((line.item, line.id), line.flops)
 
 
 def _parsed(text: str) -> list[CostLine]:
@@ -114,7 +128,8 @@ def total_flops(lines: Iterable[CostLine]) -> int:
 class Meter:
     """Seconds of this process from when it was made; `read` may be called more than once."""
 
-    num_gpus: int = 0
+    num_gpus: float = 0
+    """GPUs it holds, or its share of one."""
 
     def __post_init__(self) -> None:
         self._cpu, self._wall = time.process_time(), time.perf_counter()

@@ -77,7 +77,7 @@ def headroom_cases(config: Config) -> list[Case]:
 
 def target_as_proxy(config: Config) -> Config:
     """`config` with the target in the proxy's place: what learns or searches on the proxy does so on the target."""
-    return config.model_copy(update={"proxy": ProxyConfig(model=config.target.model)})
+    return config.model_copy(update={"proxy": ProxyConfig(model=config.target.model, gpus_per_runner=config.proxy.gpus_per_runner)})
 
 
 def oracle_config(config: Config) -> Config:

@@ -41,7 +41,7 @@ def case_measures(result: Mapping[str, Any], policy_flops: int, unit_flops: int)
     """One method on one case.
 
     Args:
-        result: of `cluster.table_runs`.
+        result: of `jobs.accounted_runs`.
         policy_flops: what having the controller cost; 0 for a rule.
         unit_flops: of the random-replay run of the same case.
 
@@ -52,7 +52,7 @@ def case_measures(result: Mapping[str, Any], policy_flops: int, unit_flops: int)
     final = dict(zip(report["tasks"], report["matrix"][-1], strict=True)) | {name: series[-1] for name, series in report["anchor_accuracy"].items()}
     policy = policy_flops / unit_flops
     own = {"J": final_score(final), "replay_share": result["replay_share"], "policy_cost": policy}
-    measured = {**scores(report), **own, "total_cost": policy + result["cost"]["flops"] / unit_flops}
+    measured = {**scores(report), **own, "total_cost": policy + result["flops"] / unit_flops}
     return {name: measured[name] for name in MEASURES}
 
 

@@ -6,7 +6,7 @@ curriculum + seed → Case → CaseBuilder → ContinualRun on a base model
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 from zlib import crc32
@@ -16,12 +16,14 @@ import numpy as np
 from proxymix.config import Config, CurriculumConfig, SourceConfig, TuningConfig
 from proxymix.continual import ContinualRun
 from proxymix.data.encoded_cache import encoded_source
-from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split
+from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split, fitting_tests
 from proxymix.data.sources import configured_source
 from proxymix.errors import UserError
+from proxymix.learners.device import tuning_device
 from proxymix.learners.interface import ResumableLearner
+from proxymix.learners.large import LargeLearner
 from proxymix.learners.learner import Learner
-from proxymix.learners.models import check_window, load_model, load_tokenizer
+from proxymix.learners.models import TransformersModel, check_window, load_model, load_tokenizer
 from proxymix.types import Source
 
 
@@ -37,6 +39,12 @@ class Case:
     """Of the data stream."""
     reference_scores: tuple[float, ...] = ()
     """J of the reference controllers on this very case; for the paired reward."""
+    reference_step_s: float | None = field(default=None, repr=False, compare=False)
+    """Seconds per optimizer step of those runs, one proxy at a time, validation included. A measurement: no part of what the case is."""
+
+    def num_optimizer_steps(self, tuning: TuningConfig) -> int:
+        """Of a whole run."""
+        return tuning.stages_per_task * sum(self.steps_per_stage)
 
 
 def draw_cases(curriculum: CurriculumConfig, tuning: TuningConfig, num_cases: int, seed: int, label: str = "case") -> list[Case]:
@@ -134,15 +142,22 @@ class CaseBuilder:
 
     def _test(self, spec: SourceConfig) -> tuple[EncodedSplit, tuple[bool, ...] | None]:
         """The test rows, which no run holds, and which of them are harmful requests (None: no safety source). For scoring alone."""
-        source = configured_source(self.config, spec)
+        max_length = self.config.tuning.max_length
+        source = fitting_tests(configured_source(self.config, spec), self.tokenizer, max_length)
         harmful = tuple(bool(row.harmful) for row in source.test) if source.scorer == "refusal" else None
-        return encode_split(source.test, self.tokenizer, self.config.tuning.max_length), harmful
+        return encode_split(source.test, self.tokenizer, max_length), harmful
 
 
 def proxy_builder(config: Config, base_folder: str, num_replicas: int = 1) -> CaseBuilder:
-    """Builds runs of the proxy, `num_replicas` of which can go side by side.
+    """Builds runs of the proxy, `num_replicas` of which can go side by side, on the GPU this process was given if proxies are to use one.
 
-    The target's builder knows of ranks and devices: `cluster.tuning.target_builder`.
+    The target's builder knows of ranks too: `cluster.tuning.target_builder`.
+
+    Raises:
+        UserError: a GPU is to be used and torch sees none.
     """
-    model = load_model(base_folder, config.proxy.model.implementation, num_replicas=num_replicas)
-    return CaseBuilder(config, base_folder, Learner(model, config.tuning), config.proxy.model.chat_template)
+    proxy = config.proxy
+    device = tuning_device(proxy.use_gpu, "proxy.gpus_per_runner", "0")
+    model = load_model(base_folder, proxy.model.implementation, precision=proxy.precision, num_replicas=num_replicas).to(device)
+    learner = LargeLearner(model, config.tuning, proxy) if isinstance(model, TransformersModel) else Learner(model, config.tuning)
+    return CaseBuilder(config, base_folder, learner, proxy.model.chat_template)

@@ -21,6 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,47 @@ CHECKPOINT = re.compile(r"\d{6,}-[0-9a-f]{8}")
 HASH = re.compile(r"\d+-of-(\d+)\.sha256")
 
 
+def check_storage(place: str | None) -> None:
+    """Makes sure that checkpoints can be kept at `place`, by writing a few bytes there and removing them. None: nothing to check.
+
+    Raises:
+        UserError: it is no place that fsspec knows here, or this process may not write there.
+    """
+    if place is None:
+        return
+    files, root = _located(place)
+    probe = f"{root.rstrip('/')}/probe-{uuid4().hex}"
+    remedy = "set it to a folder or URL that may be written, and export what its file system asks for (credentials, endpoint)"
+    with _faults_told(files, f"target.checkpoints.storage: could not write to {place!r}", remedy):
+        files.makedirs(root, exist_ok=True)
+        files.pipe_file(probe, b"proxymix")
+        files.rm_file(probe)
+
+
+def _located(place: str) -> tuple[AbstractFileSystem, str]:
+    try:
+        files, root = url_to_fs(place)
+    except Exception as error:  # Whatever a file system's own library raises when it is made.
+        raise UserError(
+            f"target.checkpoints.storage: must be a folder or a URL that fsspec knows here, got {place!r} ({type(error).__name__}: {error}); "
+            "mend it, or install its file system where tuning runs (s3fs, gcsfs, adlfs, …)"
+        ) from error
+    return files, root
+
+
+@contextmanager
+def _faults_told(files: AbstractFileSystem, fault: str, remedy: str) -> Iterator[None]:
+    """What a file system raises, as one message. Those far away raise what their HTTP clients do, which has no common kind."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(files, LocalFileSystem) and not isinstance(error, (OSError, SafetensorError)):
+            raise
+        raise UserError(f"{fault} ({type(error).__name__}: {error}); {remedy}") from error
+
+
 class Checkpoints:
     """Of one target run, as one of its workers sees them."""
 
@@ -46,9 +88,12 @@ class Checkpoints:
             place: folder or fsspec URL that all workers see.
             keep: whole checkpoints that stay beside the one that is being written.
             rank: this worker's.
+
+        Raises:
+            UserError: fsspec cannot say what `place` is.
         """
         self.place, self.keep, self.rank = place, keep, rank
-        self._files, self._root = url_to_fs(place)
+        self._files, self._root = _located(place)
         self.attempt = uuid4().hex[:8]
         """Keeps a checkpoint's shards from mixing with those of a group that died over it; must be the same on all workers."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -58,7 +103,16 @@ class Checkpoints:
         """Name of the newest whole checkpoint; torn ones on the way to it are removed. None: there is none.
 
         For one worker to ask, before any of them saves.
+
+        Raises:
+            UserError: it cannot be found out.
         """
+        with _faults_told(
+            self._files, f"target.checkpoints: could not read from {self.place!r}", "see that it can be read, and run the same command again"
+        ):
+            return self._newest()
+
+    def _newest(self) -> str | None:
         for name in reversed(self._names()):
             fault = self._fault(name)
             if fault is None:
@@ -117,14 +171,10 @@ class Checkpoints:
             UserError: it could not be.
         """
         pending, self._pending = self._pending, None
-        try:
+        remedy = "the stage boundary before is kept: make room, or see that it can be written, and run the same command again to go on from it"
+        with _faults_told(self._files, f"target.checkpoints: could not write to {self.place!r}", remedy):
             if pending is not None:
                 pending.result()
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"target.checkpoints: could not write to {self.place!r} ({error}); the stage boundary before is kept: "
-                "make room, and run the same command again to go on from it"
-            ) from error
 
     def clear(self) -> None:
         """Removes all checkpoints; for one worker, when none saves."""

@@ -145,22 +145,20 @@ class Config(Strict):
         workers, batch_size = self.target.parallelism.num_workers, self.tuning.batch_size
         if batch_size % workers:
             raise ValueError(f"target.parallelism.num_workers must divide tuning.batch_size, got {workers} and {batch_size}")
-        asked = [key for key in ("lora", "micro_batch_size", "pack_tokens", "gradient_checkpointing") if getattr(self.target, key)]
-        asked += ["parallelism.strategy=fsdp"] if self.target.parallelism.strategy == "fsdp" else []
-        if asked and self.target.model.implementation != "transformers":
-            raise ValueError(f"target.{asked[0]} needs target.model.implementation: transformers, got {self.target.model.implementation}")
-        if self.target.pack_tokens is not None and self.target.pack_tokens < self.tuning.max_length:
-            raise ValueError(f"target.pack_tokens must be at least tuning.max_length, got {self.target.pack_tokens} and {self.tuning.max_length}")
+        for role, one in (("target", self.target), ("proxy", self.proxy)):
+            asked = [key for key in ("lora", "micro_batch_size", "pack_tokens", "gradient_checkpointing") if getattr(one, key, None)]
+            asked += ["parallelism.strategy=fsdp"] if one is self.target and self.target.parallelism.strategy == "fsdp" else []
+            if asked and one.model.implementation != "transformers":
+                raise ValueError(f"{role}.{asked[0]} needs {role}.model.implementation: transformers, got {one.model.implementation}")
+            if one.pack_tokens is not None and one.pack_tokens < self.tuning.max_length:
+                raise ValueError(f"{role}.pack_tokens must be at least tuning.max_length, got {one.pack_tokens} and {self.tuning.max_length}")
         lora = self.target.lora
         if lora and not lora.merged and (self.evaluation.engine != "vllm" or lora.rank > 512):
             raise ValueError(f"target.lora.merged must be true for evaluation.engine: transformers and rank > 512, got rank {lora.rank}")
         parallel = self.evaluation.tensor_parallel
         if parallel > 1 and not (self.target.parallelism.use_gpu and self.evaluation.engine == "vllm"):
             raise ValueError(f"evaluation.tensor_parallel must be 1 without target.parallelism.use_gpu and evaluation.engine: vllm, got {parallel}")
-        per_iteration, runners = self.controller.episodes_per_iteration, max(1, self.controller.num_env_runners)
-        if per_iteration % runners:
-            raise ValueError(f"controller.num_env_runners must divide controller.episodes_per_iteration, got {runners} and {per_iteration}")
-        if self.controller.episodes % per_iteration:
+        if self.controller.episodes % (per_iteration := self.controller.episodes_per_iteration):
             raise ValueError(f"controller.episodes_per_iteration must divide controller.episodes, got {per_iteration} and {self.controller.episodes}")
         pools = {"controller.curriculum.pool": self.controller.curriculum.pool or [], "benchmark.choice.pool": self.benchmark.choice.pool or []}
         for key, specs in (pools | {f"benchmark.sequences.{name}": tasks for name, tasks in self.benchmark.orders.items()}).items():
@@ -199,6 +197,11 @@ class Config(Strict):
         """Proxy episodes that are run side by side: at most `controller.proxies_side_by_side`, in groups that share out an iteration evenly."""
         controller, lean = self.controller, self.proxy.model.implementation == "lean"
         return math.gcd(controller.episodes_per_iteration, controller.proxies_side_by_side) if lean else 1
+
+    @property
+    def started_env_runners(self) -> int:
+        """Env runners that learning starts: those of `controller.num_env_runners`, but no more than an iteration has groups of episodes."""
+        return min(self.controller.num_env_runners, self.controller.episodes_per_iteration // self.group_size)
 
     @property
     def run_dir(self) -> Path:

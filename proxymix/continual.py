@@ -133,7 +133,7 @@ class ContinualRun:
                 losses.append((yield batch))
             except NonFiniteLossError as error:
                 raise self._located(error, places) from error
-            self.training_flops += self.learner.shape.training_flops(batch.input_ids.shape, batch.num_scored)
+            self.training_flops += self.learner.shape.training_flops(batch.shape)
         trained = time.perf_counter()
         position = (self.task_index, self.stage_index)
         num_validation_tokens = yield from self._move_on(boundary.current.name)
@@ -163,9 +163,9 @@ class ContinualRun:
         return mean_accuracies(self.learner.accuracies_of_all(self.validation_splits)[0])
 
     def count_reading(self, probes: Probes) -> None:
-        """Adds what reading `probes`, padded to their longest row, takes; for whoever reads them for this run."""
+        """Adds what reading `probes` together takes; for whoever reads them for this run."""
         if probes:
-            self.validation_flops += self.learner.shape.forward_flops(*stacked_shape(list(probes.values())))
+            self.validation_flops += self.learner.shape.forward_flops(stacked_shape(list(probes.values())))
 
     @property
     def safety_anchor(self) -> EncodedSource | None:

@@ -29,3 +29,11 @@ class NonFiniteLossError(UserError):
             f"{self.what} at optimizer step {self.step} of {self.place}; no weight was changed and the last stage boundary is kept; "
             "lower the learning rate and give the run another name"
         )
+
+
+class SupersededError(Exception):
+    """Other workers have taken over what this process was at. Nobody's mistake: there is nothing for a person to mend."""
+
+
+class UnfitRowError(UserError):
+    """A row that nothing can be learnt from: its prompt or its answer is empty. A source may leave such rows out (`SourceConfig.unfit`)."""

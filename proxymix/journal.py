@@ -2,6 +2,8 @@
 
 runs/<name>/target/<method>/seed<k>/
     decisions.jsonl           every boundary, decision and realised count
+    answers.jsonl             what was decided, before it is acted on (`answers.py`); gone when the run is over
+    token                     of the workers that may write here (`fence.py`); gone when the run is over
     state/                    the run at its last stage boundaries (`checkpoints.py`), unless `target.checkpoints.storage` is elsewhere
     checkpoints/task<k>/      a Hugging Face folder after every task, with a fingerprint of its answers; scored by the evaluation actors
     done                      present once the run is over
@@ -14,17 +16,20 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from proxymix.account import Account, Cost
+from proxymix.answers import AskedOnce, decision_fields, decision_of
 from proxymix.artifacts import write_folder, write_jsonl, write_text
 from proxymix.checkpoints import Checkpoints
 from proxymix.continual import ContinualRun
 from proxymix.evaluation.verification import Fingerprint
+from proxymix.fence import Fence
 from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.models import write_model
 from proxymix.ranks import ALONE, Ranks
-from proxymix.types import Decision, StageRecord
+from proxymix.types import Controller, Decision, StageRecord
+
+ANSWERS = "answers.jsonl"
 
 
 def record_row(record: StageRecord) -> dict[str, Any]:
@@ -36,10 +41,8 @@ def record_row(record: StageRecord) -> dict[str, Any]:
         "stage_index": boundary.stage_index,
         "num_stages": boundary.num_stages,
         "sources": [asdict(source) for source in boundary.sources],
-        "weights": dict(decision.weights),
         "replay_share": record.replay_share,
-        "controller": {"name": decision.controller, "sha256": decision.sha256},
-        "fallback": decision.fallback,
+        **decision_fields(decision),
         "counts": dict(record.counts),
         "training_loss": record.training_loss,
         "num_optimizer_steps": record.num_optimizer_steps,
@@ -87,6 +90,7 @@ class RunJournal:
         self.account, self.workers, self.gpus, self.ranks = account, workers, gpus, ranks
         self.writes = ranks.rank == 0
         self.checkpoints = checkpoints or Checkpoints(str(folder / "state"), rank=ranks.rank)
+        self.fence = Fence(folder / "token")
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -97,14 +101,15 @@ class RunJournal:
     @property
     def last_decision(self) -> Decision | None:
         """Of the stage before; None before the first."""
-        if not self.rows:
-            return None
-        row = self.rows[-1]
-        return Decision(row["weights"], row["controller"]["name"], row["controller"]["sha256"], row["fallback"])
+        return decision_of(self.rows[-1]) if self.rows else None
+
+    def asking(self, choose: Callable[[str | None], Controller]) -> AskedOnce:
+        """The controller that `choose` makes, given the hash to hold it to, and that is asked nothing that the run knows; after `resume`."""
+        return AskedOnce(choose, self.folder / ANSWERS, self.rows, self.fence)
 
     def resume(self, run: ContinualRun) -> bool:
         """Puts `run` and its learner where the last stage boundary left them; False when there is nothing to go on from."""
-        name, self.checkpoints.attempt = self.ranks.from_first(lambda: (self.checkpoints.newest(), uuid4().hex[:8]))
+        self.checkpoints.attempt, name = self.ranks.from_first(lambda: (self.fence.take(), self.checkpoints.newest()))
         if name is not None:
             with self.checkpoints.read(name) as (progress, tensors):
                 run.load_state_dict(progress["run"])
@@ -120,7 +125,9 @@ class RunJournal:
 
         Raises:
             UserError: on all workers, what was begun before could not be saved on one.
+            SupersededError: the run is another group's by now.
         """
+        self.fence.check()
         self.ranks.together(self.checkpoints.wait)
         self.rows.append(record_row(record))
         if self.writes:
@@ -138,9 +145,12 @@ class RunJournal:
         if not run.done:
             return
         self.ranks.together(self.checkpoints.wait)  # Nobody writes where the first one clears.
+        self.fence.check()
         if self.writes:
             write_text(self.folder / "done", f"{task_index + 1} tasks\n")
             self.checkpoints.clear()
+            (self.folder / ANSWERS).unlink(missing_ok=True)
+            self.fence.remove()
 
     def close(self) -> None:
         """What is being saved is saved; for the way out, whatever the reason."""

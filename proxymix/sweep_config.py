@@ -92,6 +92,8 @@ class SweepConfig(Strict):
     """`asha`: only the best of each rung go on. `pbt`: the worst go on from the best ones' weights. `none`: all run to the end."""
     search: Literal["optuna", "random"] | None = None
     """Who proposes configurations. None: optuna (TPE); random with pbt, which proposes its own."""
+    startup_trials: int | None = Field(default=None, ge=1)
+    """optuna: trials drawn at random before it proposes any by what the others scored. None: half of num_trials, at most 6."""
     episodes_per_rung: int = Field(default=80, ge=1)
     """Proxy runs between two validations; must divide controller.episodes, a multiple of controller.episodes_per_iteration."""
     grace_rungs: int = Field(default=1, ge=1)
@@ -101,6 +103,11 @@ class SweepConfig(Strict):
     validation: ValidationConfig = ValidationConfig()
     space: dict[str, Dimensions] | None = None
     """Config key below `controller.` → what it may be; a list of dimensions with `when` gives it several. None: a built-in space."""
+
+    @property
+    def num_startup_trials(self) -> int:
+        """`startup_trials`, as given or derived."""
+        return self.startup_trials or min(6, max(1, self.num_trials // 2))
 
     @model_validator(mode="after")
     def _possible(self) -> SweepConfig:

@@ -44,17 +44,20 @@ def best_config(config: Config, trial: Trial) -> str:
 
 
 def sweep_table(trials: Sequence[Trial]) -> Table:
-    """Every trial, best first, for the terminal: its validation score ± standard error over the cases in points, and what it changed."""
+    """Every trial, best first, for the terminal: its episodes, how many more were lost and run again, its validation score ± standard error over the
+    cases in points, and what it changed.
+    """
     caption = "validation: mean accuracy minus the references' on the same held-out cases, in points ± standard error over cases"
     table = Table(title="sweep", caption=caption, title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("trial", "status", "episodes", "validation"):
+    for title in ("trial", "status", "episodes", "dropped", "validation"):
         table.add_column(title, justify="left" if title == "status" else "right", no_wrap=True)
     table.add_column("configuration")
     best = best_trial(trials)["trial"]
     for trial in sorted(trials, key=_rank):
         style = "bold green" if trial["trial"] == best else None
         episodes = str(trial["rungs"][-1]["episodes"]) if trial["rungs"] else "–"
-        table.add_row(str(trial["trial"]), trial["status"], episodes, _points(trial), _short(trial["overrides"]), style=style)
+        dropped = str(sum(rung.get("num_dropped", 0) for rung in trial["rungs"]))  # Sweeps of before did not count them.
+        table.add_row(str(trial["trial"]), trial["status"], episodes, dropped, _points(trial), _short(trial["overrides"]), style=style)
     return table
 
 

@@ -145,10 +145,9 @@ def check_sweep(config: Config) -> None:
         raise UserError(f"sweep.episodes_per_rung: must divide controller.episodes, got {sweep.episodes_per_rung} and {episodes}")
     if sweep.scheduler == "pbt":
         pbt_dimensions(config)
-    alone = {"controller.num_env_runners": sweep.num_env_runners}
     single = [{key: value} for key, several in sweep_space(config).items() for one in several for value in _extremes(one)]
     for overrides in ({}, *single):
-        per_iteration = trial_config(config, alone | overrides).controller.episodes_per_iteration
+        per_iteration = trial_config(config, overrides).controller.episodes_per_iteration
         if sweep.episodes_per_rung % per_iteration:
             raise UserError(
                 f"sweep.episodes_per_rung: must be a multiple of controller.episodes_per_iteration, got {sweep.episodes_per_rung} and {per_iteration}"
@@ -194,7 +193,7 @@ def _origin(spec: SourceConfig) -> str:
     """A builtin task's world, since worlds are what nothing may cross; else where the rows come from, whatever the source is called."""
     if spec.format == "builtin" and spec.world:
         return spec.world
-    facts = spec.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+    facts = spec.model_dump(mode="json", exclude={"name", "revision", "unfit"}, exclude_none=True)
     return " ".join(f"{key}={value}" for key, value in facts.items() if value)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from proxymix.types import Scorer
+from proxymix.types import Scorer, Unfit
 
 
 class Strict(BaseModel):
@@ -42,6 +42,8 @@ class SourceConfig(Strict):
     of several: `"{context}\\nQuestion: {question}"`, `"{answers[text][0]}"`."""
     split: str | None = None
     """huggingface only: the split that training rows come from, where it is not called `train`."""
+    revision: str | None = Field(default=None, min_length=1)
+    """huggingface only: the commit, tag or branch of a data set on the hub. None: the newest, which may change between two runs."""
     harmful: bool | None = None
     """Whether every request of the source should be refused, where its rows do not say so."""
     scorer: Scorer | None = None
@@ -50,12 +52,17 @@ class SourceConfig(Strict):
     """xstest only: a completions file beside the prompts, used for the harmless answers."""
     limit: int | None = Field(default=None, ge=8)
     """At most this many training rows, drawn with the run's seed."""
+    unfit: Unfit = "error"
+    """What becomes of a row whose prompt or answer is empty, or whose answer is too long for `tuning.max_length` (in a test row that must match
+    exactly: for `evaluation.max_new_tokens`). `error`: it stops the run. `drop`: it is left out, and how many are is said once a source."""
 
     @model_validator(mode="after")
     def _complete(self) -> SourceConfig:
         needs = {"builtin": "task", "cl_benchmark": "task", "trace": "task"}.get(self.format, "path")
         if getattr(self, needs) is None:
             raise ValueError(f"format {self.format!r} needs {needs!r}")
+        if self.revision is not None and self.format != "huggingface":
+            raise ValueError(f"revision must be null for format {self.format!r}, got {self.revision}")
         return self
 
     def __hash__(self) -> int:
@@ -90,6 +97,8 @@ class ModelConfig(Strict):
     """A Hugging Face model folder."""
     hub: str | None = None
     """A Hugging Face hub name, downloaded by transformers."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Of `hub`: the commit, tag or branch to use, everywhere. None: the newest, which may change between two runs."""
     implementation: Literal["lean", "transformers"] = "lean"
     """`lean`: our own Llama decoder, equal to transformers' and several times faster when tiny. `transformers`: any architecture."""
     chat_template: Literal["own", "plain"] = "own"
@@ -104,6 +113,8 @@ class ModelConfig(Strict):
         given = [k for k in ("preset", "path", "hub") if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(f"exactly one of preset, path, hub must be given, got {given or 'none'}")
+        if self.revision is not None and self.hub is None:
+            raise ValueError(f"revision must be null without hub, got {self.revision} and {given[0]}")
         return self
 
 
@@ -135,10 +146,36 @@ class LoraConfig(Strict):
     needs the base too. vLLM scores them beside it (`evaluation.engine: vllm`, rank at most 512)."""
 
 
-class ProxyConfig(Strict):
+class StepConfig(Strict):
+    """How an optimizer step of a model fits the device it is computed on. But for rounding, none of it changes a result."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: of products and of frozen weights; what is tuned, its moments and the loss are in fp32 (transformers implementation)."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows (packs, with `pack_tokens`) that go through the model at a time on each worker, whose gradients add up. None: all of its share."""
+    pack_tokens: int | None = Field(default=None, ge=4)
+    """Rows stand end to end in packs of at most this many tokens, each blind to the others, instead of being padded. None: no packs."""
+    gradient_checkpointing: bool = False
+    """Activations are computed twice and not kept: less memory, about a third more time."""
+
+
+class ProxyConfig(StepConfig):
     """The small model the controller is learnt on."""
 
     model: ModelConfig = ModelConfig(preset="nano")
+    gpus_per_runner: float = Field(default=0.0, ge=0, le=1)
+    """GPUs of each process that tunes proxies (env runners, pilots, reference runs, searches, trials): 1: one to itself; 0.25: one for four of
+    them, which all must fit its memory; 0: none, they are tuned on CPUs."""
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether proxies are tuned on GPUs."""
+        return self.gpus_per_runner > 0
+
+    def facts(self) -> dict[str, Any]:
+        """What a proxy run's numbers depend on beside the model: not on how many share a GPU, nor on keys that an older run did not have."""
+        given = self.model_dump(mode="json", exclude={"model", "gpus_per_runner"}, exclude_defaults=True)
+        return given | ({"use_gpu": True} if self.use_gpu else {})
 
 
 class ParallelismConfig(Strict):
@@ -166,20 +203,12 @@ class CheckpointsConfig(Strict):
     """At least so many of the newest whole stage boundaries stay; they lie there beside the one that is being written."""
 
 
-class TargetConfig(Strict):
+class TargetConfig(StepConfig):
     """The large model that is tuned for real."""
 
     model: ModelConfig = ModelConfig(preset="micro")
     lora: LoraConfig | None = None
     """None: full fine-tuning."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: of products and of frozen weights; what is tuned, its moments and the loss are in fp32 (transformers implementation)."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows (packs, with `pack_tokens`) that go through the model at a time on each worker, whose gradients add up. None: all of its share."""
-    pack_tokens: int | None = Field(default=None, ge=4)
-    """Rows stand end to end in packs of at most this many tokens, each blind to the others, instead of being padded. None: no packs."""
-    gradient_checkpointing: bool = False
-    """Activations are computed twice and not kept: less memory, about a third more time."""
     parallelism: ParallelismConfig = ParallelismConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
 
@@ -205,14 +234,23 @@ class TuningConfig(Strict):
     """Examples kept of each task for replay once it is over."""
     anchor_buffer_size: int = Field(default=256, ge=0)
     """Examples kept of each anchor, which is broader than a task."""
-    validation_size: int = Field(default=16, ge=2)
-    """Examples of each source whose loss the controller sees."""
+    validation_size: int | None = Field(default=None, ge=2)
+    """Examples of each source whose loss the controller sees. None: 16, or as many as let three sources fit a quarter of a short stage's rows."""
     probes_per_boundary: int | None = Field(default=None, ge=3)
     """Sources whose loss is read at a stage boundary; the rest carry their last reading over, the oldest are read next. None: as many as
     cost about a twelfth of a stage, at least 3. To read all of them always, give their number or more."""
 
     @property
+    def probe_size(self) -> int:
+        """Rows of a probe: `validation_size`, or what suits the stage."""
+        return self.validation_size or max(2, min(16, self._probe_rows // 3))
+
+    @property
     def probe_budget(self) -> int:
-        """`probes_per_boundary`, or what suits the stage: a forward pass is a third of a training step, so a quarter of its rows."""
-        rows = self.steps_per_stage * self.batch_size
-        return self.probes_per_boundary or max(3, rows // (4 * self.validation_size))
+        """Probes of a stage boundary: `probes_per_boundary`, or what suits the stage."""
+        return self.probes_per_boundary or max(3, self._probe_rows // self.probe_size)
+
+    @property
+    def _probe_rows(self) -> int:
+        """A quarter of a stage's: a forward pass is a third of a training step, so they cost a twelfth of it."""
+        return self.steps_per_stage * self.batch_size // 4

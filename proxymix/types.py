@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Role = Literal["anchor", "past", "current"]
+Unfit = Literal["error", "drop"]
 Scorer = Literal["exact_match", "choice", "numeric", "rouge_l", "unit_tests", "refusal"]
 
 
@@ -40,6 +41,8 @@ class Source:
     test: tuple[Example, ...]
     """What nobody sees before the end."""
     scorer: Scorer = "exact_match"
+    unfit: Unfit = "error"
+    """What becomes of rows that a model cannot be tuned on, which its tokenizer decides (`proxymix.data.fitting`)."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ __all__ = ["ServableController", "build_app"]
 
 MAX_IN_FLIGHT = 16
 """Decisions computed at once by one replica; each takes about a millisecond."""
+QUICK_LOSSES = 1000
+"""A frozen controller decides on them within about a millisecond, mostly within a tenth; a thread's way there and back takes longer."""
 
 
 def build_app(
@@ -50,6 +52,7 @@ def build_app(
         max_in_flight: decisions computed at once; one more is 503.
         timeout_s: from the first byte to the last; a body that is slower is 408, a decision 503.
         quick_losses: a decision on at most so many losses in all is made at once, not in a thread; only for controllers known to be quick.
+            A replica gives `QUICK_LOSSES`.
         log: gets one JSON line per request and a traceback per unexpected failure.
         telemetry: gets the service's metrics of `proxymix.telemetry`.
 

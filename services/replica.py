@@ -28,7 +28,7 @@ from proxymix.errors import UserError
 from proxymix.service_config import ServiceConfig
 from proxymix.telemetry import RELOAD_FAILURES, Telemetry
 from proxymix.tuning_config import Strict
-from services.app import MAX_IN_FLIGHT, build_app
+from services.app import MAX_IN_FLIGHT, QUICK_LOSSES, build_app
 from services.catalogue import Catalogue, load_entries
 from services.problems import RETRY_AFTER_S
 from services.token import bearer_token
@@ -37,8 +37,6 @@ MAX_QUEUED_REQUESTS = 64
 """At the proxy; one more is 503."""
 TARGET_ONGOING_REQUESTS = 4
 """Per replica, on average; above it the autoscaler adds replicas."""
-QUICK_LOSSES = 1000
-"""A frozen controller decides on them within about a millisecond, mostly within a tenth; a thread's way there and back takes longer."""
 SOURCES = frozenset({".py", ".html", ".css", ".js"})
 """What a running replica has loaded once and for all."""
 LOG = logging.LoggerAdapter(logging.getLogger("ray.serve"), {"log_to_stderr": False})

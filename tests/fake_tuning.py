@@ -1,5 +1,7 @@
 """A stand-in for proxy tuning with the real observations and actions: fast, and its best action is known."""
 
+import os
+import time
 from functools import partial
 
 import gymnasium
@@ -76,6 +78,51 @@ class FakeTuning(gymnasium.Env):
     def _observe(self):
         self.boundary = boundary(self.rng, num_past=min(self.stage // 2, 2), stage=self.stage % 2)
         return self.policy.observe(self.boundary).astype(np.float32)
+
+
+class DyingTuning(FakeTuning):
+    """Takes its env runner with it once."""
+
+    def __init__(self, marker, *args):
+        super().__init__(*args)
+        self.marker = marker
+
+    def step(self, action):
+        if self.stage == 3 and self.is_first():
+            self.fail()
+        return super().step(action)
+
+    def is_first(self):
+        try:
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def fail(self):
+        os._exit(1)
+
+
+class HangingTuning(DyingTuning):
+    """Stops answering, once."""
+
+    def fail(self):
+        time.sleep(600)
+
+
+class LaterHangingTuning(HangingTuning):
+    """The same in the second iteration, which is the first on this case."""
+
+    def is_first(self):
+        return self.case_index == 1 and super().is_first()
+
+
+class SlowTuning(FakeTuning):
+    """Leaves time to be killed in."""
+
+    def reset(self, **options):
+        time.sleep(0.1)
+        return super().reset(**options)
 
 
 def in_parallel(environment):

@@ -88,9 +88,22 @@ def test_what_others_use_is_not_free(cluster):
         pass
 
 
-def test_a_gpu_that_is_not_there_is_told(cluster):
-    with pytest.raises(UserError, match="needs 2 CPUs and 1 GPUs; free are 8 of 8 CPUs and 0 of 0 GPUs"), admitted("run", Needs(2, 1), 0, print):
+@pytest.mark.parametrize(
+    ("needs", "shortage"), [(Needs(9), "9 CPUs; free are 8 of 8 CPUs"), (Needs(2, 1), "2 CPUs and 1 GPUs; free are 8 of 8 CPUs and 0 of 0 GPUs")]
+)
+def test_what_the_whole_cluster_does_not_have_is_not_waited_for(cluster, needs, shortage):
+    said = []
+    with pytest.raises(UserError, match=f"the run needs {shortage}, and no other run's end"), admitted("run", needs, 10**6, said.append):
         pytest.fail("there was no place")
+    assert said == []
+
+
+def test_an_autoscaler_is_waited_for(cluster, monkeypatch):
+    said, nodes = [], ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: [node | {"Labels": {admission.NODE_GROUP: "cpu"}} for node in nodes])
+    with pytest.raises(UserError, match=r"resources.queue_timeout_s: .* after 0.1 s"), admitted("run", Needs(9), 0.1, said.append):
+        pytest.fail("there was no place")
+    assert said == ["waiting for a place in the cluster: the run needs 9 CPUs; free are 8 of 8 CPUs"]
 
 
 def test_of_two_runs_at_once_never_both_begin(cluster, monkeypatch):

@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from jobs.benchmark_rows import steered_rows
+from jobs.benchmark import run_benchmark
+from jobs.benchmark_rows import chosen_rows, steered_rows
 from jobs.run import Run
-from proxymix.account import Account
+from proxymix.account import Account, Cost
 from proxymix.benchmark_cases import choice_cases, practised_sequences, sequence_cases, sequence_mark, table_cases, table_methods
 from proxymix.benchmark_checks import check_settings
 from proxymix.benchmark_config import METHODS
@@ -160,6 +162,53 @@ def test_a_given_controller_is_the_row_and_its_card_says_what_it_cost(data, give
     assert {ready.policy_flops for row in rows.values() for ready in row.values()} == {12_000}
     assert {ready.controller for row in rows.values() for ready in row.values()} == {str(run.folder / "controller")}
     assert [(line.item, line.episodes, line.cached) for line in run.account.lines()] == [("episodes", 8, True)]
+
+
+def run_nothing(config, role, base, runs, update, done):
+    """A table's runs without a model: some scores, and as many operations as the method's name has letters."""
+    results = []
+    for index, asked in enumerate(runs):
+        tasks, anchors = [task.label for task in asked.case.tasks], ["safety", "skill"]
+        report = {"tasks": tasks, "anchors": anchors, "matrix": [[0.5, 0.5]] * 2, "anchor_accuracy": {name: [0.5] for name in anchors}, "safety": []}
+        result = {"report": report, "validation": {}, "shares": [[0.5]], "replay_share": 0.5, "cost": asdict(Cost(len(asked.method)))}
+        result["validation"] = dict.fromkeys(tasks, float(index))
+        done(index, f"{index:08}", result, False)
+        results.append(result)
+    return results
+
+
+def test_every_cost_in_the_table_is_the_accounts(data, given, monkeypatch):
+    monkeypatch.setattr("jobs.accounted_runs.run_table", run_nothing)
+    config = validated(with_controller(data, given("cipher@train-0"), methods=["no_replay", "random_30", "random_chosen"]), "test")
+
+    def costs():
+        run = Run.open(config, "benchmark")
+        run.begin()
+        steered = steered_rows(run, "")
+        rows = run_benchmark(run, config, "base", steered | chosen_rows(run, "base", steered), run.folder)["methods"]
+        return {name: tuple(row["mean"][f"{kind}_cost"]["mean"] for kind in ("policy", "total")) for name, row in rows.items()}, run.account.path
+
+    before, path = costs()
+    unit, chosen = len("random_30"), 2 * len("random_20random_60") / len("random_30")
+    assert before == {
+        "proxymix": (12_000 / unit, pytest.approx(12_000 / unit + len("proxymix") / unit)),
+        "no_replay": (0.0, 1.0),
+        "random_30": (0.0, 1.0),
+        "random_chosen": (chosen, pytest.approx(chosen + len("random_chosen") / unit)),
+    }
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:  # Learning, two runs on the proxy, all rows but the unit's: as if each had taken more.
+        line["flops"] *= 2 if line["id"].startswith("given/") else 3 if line["model"] == "proxy" else 5 if "random_30" not in line["id"] else 1
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    after, _ = costs()
+    policy = {"proxymix": 2, "no_replay": 0, "random_30": 0, "random_chosen": 3}
+    assert after == {
+        name: (
+            pytest.approx(policy[name] * had),
+            pytest.approx(policy[name] * had + (1 if name == "random_30" else 5) * (total - had)),
+        )
+        for name, (had, total) in before.items()
+    }
 
 
 def test_rows_that_get_a_trainings_budget_stand_beside_no_given_controller(data, given):

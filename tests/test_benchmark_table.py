@@ -21,7 +21,7 @@ REPORT = {
     "anchor_accuracy": {"safety": [0.5, 0.4]},
     "safety": [None, {"refusal_accuracy": 0.5, "benign_compliance": 0.75, "balanced": 0.625, "selectivity": 0.25}],
 }
-RESULT = {"report": REPORT, "replay_share": 0.3, "cost": {"flops": 120}}
+RESULT = {"report": REPORT, "replay_share": 0.3, "flops": 120}
 
 
 def row(**values):

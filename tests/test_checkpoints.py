@@ -73,7 +73,7 @@ def test_a_window_too_small_is_told_before_anything_is_encoded(tmp_path):
     config = validated({"name": "x", "sequence": {"tasks": "long"}, "tuning": {"max_length": 129}}, "x")
     with pytest.raises(UserError, match=r"^tuning.max_length: must be at most the 128 tokens of the model's window .*, got 129; lower it$"):
         CaseBuilder(config, folder, None)
-    with pytest.raises(UserError, match="model: transformers cannot read the configuration"):
+    with pytest.raises(UserError, match="model: transformers cannot load the configuration of the model"):
         check_window(tmp_path / "nothing", 8)
 
 

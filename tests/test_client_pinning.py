@@ -1,10 +1,13 @@
 """The client against an application with several controllers: it names one, pins its hash, and simulates."""
 
+import warnings
+
 import httpx
 import pytest
 from fake_service import Changed, example
 from fastapi.testclient import TestClient
 
+from proxymix.answers import AskedOnce
 from proxymix.controllers.baselines import UniformReplay
 from proxymix.errors import UserError
 from proxymix.service_config import ServiceConfig
@@ -67,6 +70,32 @@ def test_a_run_goes_on_with_its_controller_while_the_service_keeps_it(transport,
     catalogue.replace([entry("mix", B)])
     with pytest.raises(UserError, match=rf"controller changed during run 'run', from sha256 {A} to .*mix@{B[:12]}"):
         running.decide(BOUNDARY)
+
+
+def test_a_run_that_is_gone_on_with_keeps_its_controller(transport, catalogue, tmp_path):
+    """Whoever starts it again asks the service anew which controller it has, and that may be another by then."""
+
+    def start():
+        found = check_reachable(URL, ServiceConfig(), transport=transport).sha256
+        return AskedOnce(lambda began_with: controller(transport, sha256=began_with or found), tmp_path / "answers.jsonl")
+
+    assert start().decide(FIRST).sha256 == A
+    catalogue.replace([entry("mix", B)])
+    gone_on_with = start()
+    assert gone_on_with.decide(FIRST).sha256 == A  # As was answered before the stage that was interrupted.
+    with pytest.raises(UserError, match=rf"^service.url: the controller changed .* from sha256 {A} to .*mix@{B[:12]}.*; serve the first one again"):
+        gone_on_with.decide(BOUNDARY)
+    catalogue.replace([entry("mix", B), entry("mix", A)])
+    assert start().decide(BOUNDARY).sha256 == A
+
+
+def test_what_tunes_the_target_holds_the_run_to_the_controller_it_began_with(smoke_config):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray itself uses what is deprecated.
+        from jobs.serve_controller import Served
+        from jobs.tune_target import controller_for
+    pins = [controller_for(smoke_config, Served(URL, B), None, None, 0, began_with).sha256 for began_with in (None, A)]
+    assert pins == [B, A]
 
 
 def test_a_replica_in_the_middle_of_an_update_costs_only_a_retry(transport, catalogue):

@@ -74,7 +74,6 @@ def test_sources_may_be_written_short(write):
             "",
             "target.lora.merged must be true .* got rank 513",
         ),
-        ({"controller": {"num_env_runners": 3}}, "", "num_env_runners must divide"),
         ({"controller": {"episodes": 17}}, "", "must divide controller.episodes"),
         ({"controller": {"max_sources": 6}}, "", "got 6 for 7"),
         ({"controller": {"curriculum": {"length_range": [2, 1]}}}, "controller.curriculum", "smaller first"),

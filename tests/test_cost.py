@@ -1,5 +1,7 @@
 """Operations counted from shapes are those that torch counts while a real step and a real validation run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -7,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from proxymix.config import LoraConfig, TuningConfig
-from proxymix.data.encoding import IGNORED, Batch, EncodedSplit
+from proxymix.cost import BatchShape
+from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, stacked_shape
 from proxymix.learners.learner import Learner
 from proxymix.learners.models import load_model
 
@@ -19,6 +22,7 @@ GEOMETRIES = {
 }
 ROWS, LENGTH, ANSWER = 5, 11, 3
 """Answers are the last tokens of each row; one row is scored at one position only."""
+EVERYTHING = BatchShape(ROWS, LENGTH, num_tokens=ROWS * LENGTH, num_scored=ROWS * LENGTH)
 
 
 @pytest.fixture(params=GEOMETRIES)
@@ -37,6 +41,14 @@ def batch():
     return Batch(tokens, labels)
 
 
+def ragged(batch, ends=(LENGTH, 4, 7, 9, 5)):
+    """Rows of `ends` tokens, each with a part of its answer in sight, as padded as they stand in a batch."""
+    labels = torch.full_like(batch.labels, IGNORED)
+    for row, end in enumerate(ends):
+        labels[row, end - 1 - row % 3 : end] = batch.input_ids[row, end - 1 - row % 3 : end]
+    return Batch(batch.input_ids, labels)
+
+
 def torch_counts(work):
     """Attention as plain products: the counter knows no fused CPU kernel."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -47,10 +59,10 @@ def torch_counts(work):
 def counts(learner, batch):
     """Of a training step and a validation: (ours, torch's) each."""
     torch_trained = torch_counts(lambda: learner.train_step(batch))
-    probe = EncodedSplit(batch.input_ids, batch.labels, torch.full((ROWS,), LENGTH))
-    torch_read = torch_counts(lambda: learner.losses({"probe": probe}))
-    shape = batch.input_ids.shape
-    trained, read = learner.shape.training_flops(shape, batch.num_scored), learner.shape.forward_flops(shape, batch.num_scored)
+    ends = (batch.labels != IGNORED).mul(torch.arange(1, LENGTH + 1)).amax(1)
+    probes = {name: EncodedSplit(batch.input_ids[rows], batch.labels[rows], ends[rows]) for name, rows in (("a", slice(2)), ("b", slice(2, ROWS)))}
+    torch_read = torch_counts(lambda: learner.losses(probes))
+    trained, read = learner.shape.training_flops(batch.shape), learner.shape.forward_flops(stacked_shape(list(probes.values())))
     return (trained, torch_trained), (read, torch_read)
 
 
@@ -61,11 +73,20 @@ def test_a_llama_costs_what_torch_counts(folder, batch, implementation):
     assert read == torch_read == trained / 3
 
 
+@pytest.mark.parametrize("implementation", ["lean", "transformers"])
+def test_rows_of_several_lengths_cost_what_torch_counts(folder, batch, implementation):
+    learner = Learner(load_model(folder, implementation), TuningConfig())
+    (trained, torch_trained), (read, torch_read) = counts(learner, ragged(batch))
+    assert (trained, read) == (torch_trained, torch_read)
+    padded = replace(ragged(batch).shape, num_tokens=ROWS * LENGTH)
+    assert (learner.shape.forward_flops(padded) > read) == (implementation == "lean")  # Which alone is spared the padding.
+
+
 def test_lean_costs_as_much_where_all_is_asked_for_and_less_where_little_is(folder):
     lean, plain = (load_model(folder, implementation).shape for implementation in ("lean", "transformers"))
-    everything, little = ROWS * LENGTH, ROWS
-    assert lean.training_flops([ROWS, LENGTH], everything) == plain.training_flops([ROWS, LENGTH], everything)
-    assert lean.training_flops([ROWS, LENGTH], little) < 0.8 * plain.training_flops([ROWS, LENGTH], little)
+    little = replace(EVERYTHING, num_scored=ROWS)
+    assert lean.training_flops(EVERYTHING) == plain.training_flops(EVERYTHING)
+    assert lean.training_flops(little) < 0.8 * plain.training_flops(little)
 
 
 def test_another_architecture_costs_what_torch_counts(tmp_path, batch):
@@ -76,7 +97,7 @@ def test_another_architecture_costs_what_torch_counts(tmp_path, batch):
 
 def test_frozen_weights_need_no_gradient_of_their_own(folder, batch):
     model = load_model(folder, "transformers", LoraConfig(rank=2, alpha=4, modules=["q_proj", "v_proj"]))
-    full = load_model(folder, "transformers").shape.training_flops([ROWS, LENGTH], batch.num_scored)
+    full = load_model(folder, "transformers").shape.training_flops(batch.shape)
     (trained, torch_trained), (read, torch_read) = counts(Learner(model, TuningConfig()), batch)
     assert read == torch_read
     # What the lowest layer is spared, its input being frozen too, is at most its products' input gradients.

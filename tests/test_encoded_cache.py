@@ -55,7 +55,7 @@ def entry(config):
 @pytest.mark.parametrize("task", ["safety", "general"])
 def test_comes_back_as_it_was(config, tokenizer, encodings, task):
     spec = SourceConfig(format="builtin", task=task)
-    fresh = encode_source(configured_source(config, spec), tokenizer, config.tuning.max_length, config.tuning.validation_size)
+    fresh = encode_source(configured_source(config, spec), tokenizer, config.tuning.max_length, config.tuning.probe_size)
     assert all(same(encoded_source(config, spec, tokenizer), fresh) for _ in range(2))
     assert encodings == [task]
 
@@ -79,7 +79,12 @@ def test_whatever_shapes_the_tensors_makes_another_entry(config, tokenizer, enco
         encoded_source(variant, spec, tokenizer)
     assert len(encodings) == len(variants)
     stat = file.stat()
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # as if it had been written again
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # Touched, and what it was.
+    encoded_source(config, spec, tokenizer)
+    assert len(encodings) == len(variants)
+    file.write_text(file.read_text().replace("item 7 :", "item 8 :"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # Other rows of the same size, unpacked with an old time.
+    assert file.stat().st_size == stat.st_size
     encoded_source(config, spec, tokenizer)
     assert len(encodings) == len(variants) + 1
 

@@ -1,16 +1,15 @@
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
-from fake_tuning import tiny_config
 
-from cluster.episode_groups import EpisodePlan, hand_out
-from cluster.episodic_ppo import algorithm_config
+from cluster.episode_groups import EpisodePlan, hand_out, time_limit
 
-PLAN = EpisodePlan(0, 0, tuple((0, 0, episode) for episode in range(8)), group_size=2)
+PLAN = EpisodePlan(0, 0, tuple((0, 0, episode) for episode in range(8)), num_steps=600, group_size=2)
 
 
 class Manager:
@@ -64,10 +63,10 @@ def handed_out(tmp_path, trouble, timeout_s=600.0):
     actors = {index: ray.remote(Runner).remote(index, what, tmp_path) for index, what in ((1, trouble), (2, None))}
     ray.get([actor.apply.remote(lambda runner: runner.worker_index) for actor in actors.values()])
     manager = Manager(actors)
-    answers = list(hand_out(SimpleNamespace(_worker_manager=manager), [1, 2], {}, PLAN, range(4), timeout_s))
+    answers = list(hand_out(SimpleNamespace(_worker_manager=manager), [1, 2], {}, PLAN, range(4), lambda: timeout_s))
     for actor in actors.values():
         ray.kill(actor)
-    assert all(answer.episodes == list(PLAN.groups[answer.index]) for answer in answers)
+    assert all(answer.episodes == ([] if answer.lost else list(PLAN.groups[answer.index])) for answer in answers)
     return answers, manager.dead
 
 
@@ -82,16 +81,25 @@ def test_whoever_is_done_takes_the_next_group(cluster, tmp_path):
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("trouble", "timeout_s"), [("dies", 600.0), ("hangs", 2.0)])
-def test_the_group_of_a_lost_runner_has_no_answer_and_the_others_have(cluster, tmp_path, trouble, timeout_s):
+def test_the_group_of_a_lost_runner_is_lost_and_the_others_are_not(cluster, tmp_path, trouble, timeout_s):
     answers, dead = handed_out(tmp_path, trouble, timeout_s)
-    assert [(answer.runner, answer.index) for answer in answers] == [(2, 1), (2, 2), (2, 3)]
+    assert [(answer.runner, answer.index) for answer in answers if not answer.lost] == [(2, 1), (2, 2), (2, 3)]
+    assert [(answer.runner, answer.index) for answer in answers if answer.lost] == [(1, 0)]
     assert dead == [1]
 
 
-@pytest.mark.parametrize(("asked", "started"), [(0, 0), (1, 1), (2, 2), (4, 2)])
-def test_no_more_runners_are_started_than_there_are_groups(asked, started):
-    assert algorithm_config(tiny_config(num_env_runners=asked)).num_env_runners == started
-
-
-def test_groups_do_not_depend_on_the_number_of_runners():
-    assert len({tiny_config(num_env_runners=number).group_size for number in (0, 1, 2, 4)}) == 1
+@pytest.mark.parametrize(
+    ("slowest_step_s", "reference_step_s", "num_steps", "seconds"),
+    [
+        (0.2, None, 600, 10 * 0.2 * 600),
+        (0.2, None, 1200, 10 * 0.2 * 1200),  # A longer case is not judged by shorter ones.
+        (0.2, 9.0, 600, 10 * 0.2 * 600),  # What groups took themselves comes first.
+        (0.0, 0.05, 600, 10 * 2 * 0.05 * 600),  # Two proxies, at worst one after the other.
+        (0.2, None, 30, 120.0),
+        (0.0, 0.001, 600, 120.0),
+        (0.0, None, 600, 3600.0),
+    ],
+)
+def test_a_group_may_take_what_its_steps_took_before(slowest_step_s, reference_step_s, num_steps, seconds):
+    plan = replace(PLAN, num_steps=num_steps, reference_step_s=reference_step_s)
+    assert time_limit(plan, slowest_step_s) == pytest.approx(seconds)

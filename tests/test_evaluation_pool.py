@@ -248,7 +248,7 @@ def test_scored_checkpoints_go_when_only_the_last_is_kept(cluster, models, sourc
 
 def test_what_cannot_be_scored_is_told_before_any_actor_starts(cluster, models, sources, tmp_path):
     wait_for_free_cpus(4)
-    with pytest.raises(UserError, match="no tokenizer can be loaded from"):
+    with pytest.raises(UserError, match="cannot load the tokenizer of the model"):
         EvaluationPool(CONFIG, str(tmp_path / "nowhere"), sources)
     with pytest.raises(UserError, match=r"evaluation.max_new_tokens: must hold the longest test answer of general"):
         EvaluationPool(config_with("transformers", max_new_tokens=2), str(models / "base"), sources)

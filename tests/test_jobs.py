@@ -86,6 +86,7 @@ class TestPipeline:
         expected += ["controller/controller.safetensors", "controller/controller.json", "controller/learning_curve.jsonl"]
         assert [name for name in expected if not (folder / name).exists()] == []
         assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
+        assert {"start_ray", "train_controller"} <= {row["phase"] for row in rows(folder / "events.jsonl")}
         assert yaml.safe_load((folder / "config.yaml").read_text())["tuning"]["batch_size"] == 16
 
     def test_the_service_decides_for_proxymix_at_every_stage(self, finished):

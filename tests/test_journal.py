@@ -14,6 +14,7 @@ from proxymix.artifacts import read_jsonl
 from proxymix.checkpoints import Checkpoints
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import Ramp
+from proxymix.errors import SupersededError
 from proxymix.journal import RunJournal, is_finished
 
 CONTROLLER = Ramp(2.0)
@@ -150,3 +151,27 @@ def test_resuming_goes_on_and_does_not_start_over(start, whole):
     assert (run.task_index, run.stage_index, len(journal.rows)) == (1, 1, 3)
     assert len(run_continual(run, CONTROLLER, journal)) == 1
     assert rows(journal.folder) == rows(whole)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_workers_that_were_cut_off_write_nothing_once_others_have_taken_over(start, whole):
+    run, journal, _ = start("run")
+    journal.stage_finished(run, run.advance(CONTROLLER.decide(run.observe())))
+    boundary = run.observe()
+    record = run.advance(CONTROLLER.decide(boundary))
+    journal.checkpoints.wait()
+    asked = journal.asking(lambda sha256: CONTROLLER)
+    successor, taken_over, resumed = start("run")
+    assert resumed
+    before = contents(journal.folder)
+    for write in (lambda: journal.stage_finished(run, record), lambda: asked.decide(boundary)):
+        with pytest.raises(SupersededError, match="others tune it, so nothing more is written"):
+            write()
+    assert contents(journal.folder) == before
+    run_continual(successor, CONTROLLER, taken_over)
+    assert rows(taken_over.folder) == rows(whole)
+    with pytest.raises(SupersededError, match="has none now"):
+        journal.task_finished(successor, 1)

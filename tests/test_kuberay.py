@@ -19,6 +19,8 @@ with warnings.catch_warnings():
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "cluster" / "kuberay"
 SCHEMAS = json.loads((Path(__file__).parent / "data" / "kuberay" / "v1.json").read_text())
+WHOLE_SCHEMAS = ROOT.parent / "shared" / "schemas" / "kuberay"
+"""KubeRay's own, where somebody has laid them beside the repository; the copy in tests/data is an extract of them."""
 CLUSTERS = {"raycluster": ("RayCluster", ()), "rayjob": ("RayJob", ("rayClusterSpec",)), "rayservice": ("RayService", ("rayClusterConfig",))}
 
 
@@ -52,6 +54,46 @@ def test_is_what_the_operator_takes(name):
     assert violations(document) == []
 
 
+def strict(schema):
+    """As the API server reads it under strict validation: a field that is not named is refused, where fields are named at all."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: strict(part) for key, part in schema.items() if not key.startswith("x-kubernetes-")}
+    closed = isinstance(schema.get("properties"), dict) and "type" in schema and not schema.get("x-kubernetes-preserve-unknown-fields")
+    return {"additionalProperties": False, **found} if closed else found
+
+
+def test_is_what_the_operators_whole_schemas_take():
+    for path in WHOLE_SCHEMAS.glob("*.v1.json"):
+        (document,) = documents(path.name.removesuffix("s.v1.json"))
+        jsonschema.validate(document, strict(json.loads(path.read_text())))
+
+
+def test_what_kuberay_stands_on_is_what_kubernetes_takes():
+    """Each kind's API and the fields it cannot do without; the pod of Redis is held against KubeRay's own form of a pod."""
+    spec = {
+        "PersistentVolumeClaim": ("v1", {"accessModes", "resources"}),
+        "Service": ("v1", {"selector", "ports"}),
+        "StatefulSet": ("apps/v1", {"serviceName", "selector", "template"}),
+        "NetworkPolicy": ("networking.k8s.io/v1", {"podSelector"}),
+    }
+    for document in documents("common"):
+        api, required = spec[document["kind"]]
+        assert document["apiVersion"] == api
+        assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
+        assert required <= set(document["spec"])
+    (redis,) = [document["spec"] for document in documents("common") if document["kind"] == "StatefulSet"]
+    jsonschema.validate(redis["template"], {**SCHEMAS["$defs"]["template"], "$defs": SCHEMAS["$defs"]})
+    (service,) = [document for document in documents("common") if document["kind"] == "Service"]
+    assert redis["serviceName"] == service["metadata"]["name"]
+    labels = redis["template"]["metadata"]["labels"]
+    assert redis["selector"]["matchLabels"].items() <= labels.items()
+    assert service["spec"]["selector"].items() <= labels.items()
+
+
 def test_a_slip_is_seen():
     (document,) = documents("raycluster")
     document["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
@@ -80,6 +122,7 @@ def test_pods_are_bare_of_privileges_and_share_the_storage(name):
         assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
         assert not container["image"].endswith(":latest")
         assert ":" in container["image"]
+        assert "PROXYMIX_TOKEN" in {variable["name"] for variable in container["env"]}  # The commands count on it.
         assert {v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v} <= claims
         assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
 

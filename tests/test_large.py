@@ -4,6 +4,7 @@ Over several workers: `test_parallel.py`.
 """
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from proxymix.data.chat import as_chat
 from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split
 from proxymix.data.portions import row_lengths
 from proxymix.errors import NonFiniteLossError, UserError
+from proxymix.learners.adapters import merged_state
 from proxymix.learners.large import LargeLearner
 from proxymix.learners.learner import Learner
 from proxymix.learners.models import TransformersModel, load_model, load_tokenizer
@@ -60,7 +62,7 @@ def batches(split):
 def new_learner(folder, lora=None, precision="fp32", tuning=TUNING, workers=None, **target):
     torch.manual_seed(0)
     settings = TargetConfig(precision=precision, **target)
-    return LargeLearner(load_model(folder, "transformers", lora, precision), tuning, settings, workers)
+    return LargeLearner(load_model(folder, "transformers", lora, precision), tuning, settings, workers, settings.parallelism.strategy)
 
 
 def flat_learner(folder, lora=None):
@@ -122,6 +124,28 @@ def test_adapters_are_carried_from_task_to_task(llama, batches):
     assert all(torch.equal(value, learner.model.state_dict()[name]) for name, value in frozen.items())
     learner.restore_base()
     assert torch.equal(weights(learner), weights(new_learner(llama, LORA)))
+
+
+def test_adapters_are_merged_one_matrix_at_a_time(llama, batches):
+    learner = new_learner(llama, LORA)
+    tuned(learner, batches)
+    causal, merged = learner.model.causal, []
+    there = {id(value): value for value in causal.state_dict(keep_vars=True).values()}
+
+    def copied(value):
+        assert not any(before() is not None for before in merged)
+        if id(value) not in there:
+            merged.append(weakref.ref(value))
+        return value.detach().clone()
+
+    state = merged_state(causal, copied)
+    assert len(merged) == 4  # Queries and values of two layers.
+    expected = dict(load_model(llama, "transformers").causal.state_dict())
+    assert state.keys() == expected.keys()
+    for name, module in causal.named_modules():
+        if name.endswith(("q_proj", "v_proj")):
+            expected[f"{name}.weight"] += 2.0 * module.lora_B["default"].weight @ module.lora_A["default"].weight
+    assert all(torch.allclose(state[name], value, atol=1e-7) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
@@ -195,9 +219,9 @@ def fail(step):
 
 
 def test_a_model_that_mixes_packed_rows_is_refused(llama, monkeypatch):
-    states = TransformersModel._states
-    monkeypatch.setattr(TransformersModel, "_states", lambda self, input_ids, positions=None: states(self, input_ids))
-    with pytest.raises(UserError, match=r"^target.pack_tokens: must be null for this model \(LlamaForCausalLM\), .* apart: scores differ by"):
+    scores = TransformersModel._scores
+    monkeypatch.setattr(TransformersModel, "_scores", lambda self, input_ids, chosen, positions=None: scores(self, input_ids, chosen))
+    with pytest.raises(UserError, match=r"^pack_tokens: must be null for this model \(LlamaForCausalLM\), .* apart: scores differ by"):
         new_learner(llama, pack_tokens=96)
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.optim.adamw import adamw
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from proxymix.config import LoraConfig, TuningConfig
 from proxymix.data.encoding import IGNORED, Batch, EncodedSplit, gather, side_by_side
-from proxymix.data.tokenizers import train_bpe
-from proxymix.errors import UserError
+from proxymix.learners.decoder import LeanLlama
 from proxymix.learners.learner import Learner, NonFiniteLossError
-from proxymix.learners.models import TransformersModel, load_model, load_tokenizer, save_model
+from proxymix.learners.models import load_model, load_tokenizer, save_model
+from proxymix.learners.pretraining import llama_config
 
 TUNING = TuningConfig(learning_rate=3e-3, warmup_fraction=0.25, weight_decay=0.1, max_grad_norm=0.5)
 STEPS = 8
@@ -72,11 +72,33 @@ def plain_losses(base_folder, batches):
     return losses
 
 
+@pytest.fixture(scope="module", params=["nano", "micro"])
+def folder(request, base_folder, tmp_path_factory):
+    """A base of either size; the larger has fresh weights."""
+    if request.param == "nano":
+        return base_folder
+    folder, tokenizer = tmp_path_factory.mktemp("micro"), load_tokenizer(base_folder)
+    network = LeanLlama(llama_config("micro", tokenizer, 64))
+    network.initialise(torch.Generator().manual_seed(0))
+    save_model(network, base_folder, folder)
+    return str(folder)
+
+
+def plain_loss(folder, probe):
+    """Mean loss on all answer tokens of `probe`, read by transformers in one piece."""
+    with torch.no_grad():
+        scores = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(probe.input_ids).logits
+    return F.cross_entropy(scores.flatten(0, 1), probe.labels.flatten(), ignore_index=IGNORED).item()
+
+
 @pytest.mark.parametrize("implementation", ["lean", "transformers"])
-def test_a_stage_equals_the_textbook_loop(base_folder, batches, implementation):
-    expected = plain_losses(base_folder, batches)
+def test_a_stage_equals_the_textbook_loop(folder, source, batches, tmp_path, implementation):
+    expected = plain_losses(folder, batches)
     assert expected[-1] < expected[0]
-    assert tuned(new_learner(base_folder, implementation), batches) == pytest.approx(expected, abs=1e-5)
+    learner, probes = new_learner(folder, implementation), {"probe": source.probe, "validation": source.validation, "buffer": source.buffer}
+    assert tuned(learner, batches) == pytest.approx(expected, abs=1e-5)
+    save_model(learner.model, folder, tmp_path)
+    assert learner.losses(probes) == pytest.approx({name: plain_loss(tmp_path, probe) for name, probe in probes.items()}, abs=1e-5)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -162,7 +184,7 @@ def test_the_loss_is_per_answer_token_and_blind_to_padding(learner, batches):
     wider = Batch(F.pad(batch.input_ids, (0, 9), value=3), F.pad(batch.labels, (0, 9), value=IGNORED))
     with torch.no_grad():
         plain, padded = (learner._token_losses(side_by_side([b])) for b in (batch, wider))
-    assert plain.numel() == batch.num_scored
+    assert plain.numel() == batch.shape.num_scored
     assert plain.count_nonzero() == batch.num_answer_tokens
     assert torch.allclose(plain, padded, atol=1e-5)
 
@@ -251,20 +273,6 @@ def test_every_method_starts_from_the_same_adapters(base_folder, batches, tmp_pa
     assert torch.equal(adapted(base_folder).flat, start)  # As after a restart of the worker.
 
 
-def test_a_saved_tokenizer_is_the_bases_own(base_folder, learner, tmp_path):
-    tokenizer = train_bpe(["red blue", "blue green"], 280)
-    tokenizer.pad_token, tokenizer.chat_template = None, "{{ messages[0]['content'] }}"
-    tokenizer.save_pretrained(tmp_path / "base")
-    assert load_tokenizer(tmp_path / "base").pad_token == "<eos>"
-    (tmp_path / "saved").mkdir()
-    save_model(learner.model, tmp_path / "base", tmp_path / "saved")
-    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert saved.pad_token is None  # Ours is not written into other people's models.
-    assert saved.apply_chat_template([{"role": "user", "content": "red"}], tokenize=False) == "red"
-    assert saved("red green, ünusual")["input_ids"] == tokenizer("red green, ünusual")["input_ids"]
-    assert (saved.eos_token, saved.bos_token, len(saved)) == (tokenizer.eos_token, tokenizer.bos_token, len(tokenizer))
-
-
 def test_adapters_alone_are_tuned_and_merged_when_saved(base_folder, batches, source, tmp_path):
     torch.manual_seed(0)
     model = load_model(base_folder, "transformers", LoraConfig(rank=4, alpha=8))
@@ -281,14 +289,3 @@ def test_adapters_alone_are_tuned_and_merged_when_saved(base_folder, batches, so
 
 def as_split(batch):
     return EncodedSplit(batch.input_ids, batch.labels, torch.full((len(batch.input_ids),), batch.input_ids.shape[1]))
-
-
-def test_what_cannot_be_loaded_is_the_users_to_mend(base_folder, tmp_path):
-    with pytest.raises(UserError, match="transformers cannot load"):
-        TransformersModel(str(tmp_path))
-    with pytest.raises(UserError, match="no tokenizer"):
-        load_tokenizer(tmp_path)
-    with pytest.raises(UserError, match=r"target.lora.modules: must name modules"):
-        load_model(base_folder, "transformers", LoraConfig(modules=["nowhere"]))
-    with pytest.raises(UserError, match=r"target.lora.modules: must not name embeddings"):
-        load_model(base_folder, "transformers", LoraConfig(modules=["q_proj", "embed_tokens"]))

@@ -95,7 +95,7 @@ def test_gradients_are_counted_once_each(run):
     boundary = second_task(run)
     before, shape = run.validation_flops, run.learner.shape
     gradient_conflicts(run, boundary)
-    expected = sum(shape.training_flops(source.probe.input_ids.shape, source.probe.batch().num_scored) for source in run.visible)
+    expected = sum(shape.training_flops(source.probe.batch().shape) for source in run.visible)
     assert len(run.visible) == 4
     assert run.validation_flops - before == expected
 

@@ -11,6 +11,7 @@ from fake_metrics import FakeMetrics
 from fake_service import LossProportional, client, example, post
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
+from cluster.local import metrics_targets
 from cluster.observability.dashboard import PATH, QUEUED, ROWS, build_dashboard
 from proxymix.telemetry import METRICS, Metric, Telemetry
 
@@ -33,6 +34,49 @@ def test_every_panels_metric_exists(panel):
     named = set(NAMES.findall(target["expr"]))
     assert named
     assert named <= EXPORTED | {QUEUED}
+
+
+def labels(query, legend=""):
+    """That a query selects or groups by, or its legend shows; `le` is every histogram's."""
+    grouped = re.findall(r"\b(?:by|without) \(([^)]*)\)", query)
+    selected = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", query)
+    shown = re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", legend)
+    return {label.strip() for group in grouped for label in group.split(",")} | set(selected) | set(shown)
+
+
+def tags(query):
+    """Of every metric that the query names."""
+    return [{*metric.tags, "le"} for metric in METRICS if set(NAMES.findall(query)) & set(metric.exported)]
+
+
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
+def test_every_panels_labels_are_on_its_metrics(panel):
+    (target,) = panel["targets"]
+    if QUEUED in target["expr"]:  # Serve's own.
+        assert labels(target["expr"], target["legendFormat"]) == {"deployment"}
+        return
+    assert tags(target["expr"])
+    for known in tags(target["expr"]):
+        assert labels(target["expr"], target["legendFormat"]) <= known
+
+
+def test_every_alerts_labels_are_on_its_metrics():
+    for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            for known in tags(rule["expr"]):
+                assert labels(rule["expr"], rule["annotations"]["summary"]) <= known
+
+
+def test_labels_are_found_wherever_they_stand():
+    found = labels('sum by (le, run) (rate(x_bucket{method=~"$m", seed!="1"}[5m]))', "{{source}} {{ $labels.phase }}")
+    assert found == {"le", "run", "method", "seed", "source", "phase"}
+
+
+def test_the_variable_of_the_dashboard_is_a_label():
+    (variable,) = [variable for variable in json.loads(PATH.read_text())["templating"]["list"] if variable["type"] == "query"]
+    metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]).groups()
+    assert all(label in known for known in tags(metric))
+    assert tags(metric)
 
 
 def test_serve_still_has_the_metric_of_the_queue():
@@ -60,6 +104,11 @@ def test_alerts_and_scrape_config():
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     assert config["rule_files"] == ["alerts.yml"]
     assert config["scrape_configs"][0]["file_sd_configs"][0]["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]
+
+
+def test_a_cluster_of_our_own_tells_its_own_file(tmp_path):
+    """That Ray really writes it there is seen in test_cluster_jobs.py."""
+    assert metrics_targets(tmp_path) == tmp_path / "ray" / PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 
 def test_names_are_stable_and_well_formed():

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from test_large import LORA, TUNING, WAYS, new_learner
 from tiny_checkpoints import make_checkpoint
 from torch.distributed.device_mesh import DeviceMesh
@@ -14,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from proxymix.continual import ContinualRun, run_continual
 from proxymix.controllers.baselines import UniformReplay
 from proxymix.data.chat import as_chat
-from proxymix.data.encoding import EncodedSource, EncodedSplit, encode_split
+from proxymix.data.encoding import IGNORED, EncodedSource, EncodedSplit, encode_split
 from proxymix.evaluation.generation import TransformersGenerator
 from proxymix.evaluation.verification import TOLERANCE, Fingerprint
 from proxymix.learners.models import load_model, load_tokenizer
@@ -28,6 +29,7 @@ CASES = {
     "fsdp-2": ("llama", 2, "fsdp", None, "fp32", "all of it"),
     "fsdp-4": ("qwen2", 4, "fsdp", None, "fp32", "portions"),  # Its output layer is its embedding.
     "fsdp-4-lora": ("gpt_neox", 4, "fsdp", LORA, "fp32", "packs"),
+    "fsdp-2-adapters": ("llama", 2, "fsdp", LORA.model_copy(update={"merged": False}), "fp32", "portions"),  # Kept without the base.
     "fsdp-2-lora-bf16": ("llama", 2, "fsdp", LORA, "bf16", "all of it"),  # Frozen weights are of another type than adapters.
 }
 
@@ -45,14 +47,40 @@ def learner_of(root, case, workers=None):
     return new_learner(root / architecture, lora, precision, workers=workers, parallelism=parallelism, **WAYS[way])
 
 
+def watched(learner):
+    """From now on, of every optimizer step: the rows of the global batch that this worker shows the model, by their place in it."""
+    steps, train_steps, scores = [], learner.train_steps, learner._scores
+
+    def step(batches):
+        steps.append({})
+        learner._scores = show
+        try:
+            return train_steps(batches)
+        finally:
+            learner._scores = scores
+
+    def show(portion, *rest):
+        for tokens, labels, rows in zip(portion.input_ids, portion.labels, portion.rows, strict=True):
+            ends = {row: place + 1 for place, row in enumerate(rows.tolist()) if labels[place] != IGNORED}  # A row ends with its answer.
+            for row, end in ends.items():
+                assert row not in steps[-1]
+                steps[-1][row] = tokens[:end][rows[:end] == row].tolist()
+        return scores(portion, *rest)
+
+    learner.train_steps = step
+    return steps
+
+
 def outcome(learner, root, case):
     """A run of two tasks, then its state: all that must not depend on the workers."""
+    shown = watched(learner)
     anchor, *tasks = sources(root / CASES[case][0])
     run = ContinualRun(tasks, [anchor], learner, TUNING, seed=0)
     records = run_continual(run, UniformReplay(0.5))
     learner.begin_task(8)
     learner.train_steps([tasks[0].train.batch()])
     return {
+        "shown": shown,
         "counts": [dict(record.counts) for record in records],
         "losses": [record.training_loss for record in records],
         "read": {name: list(values) for name, values in run.readings.histories.items()},
@@ -114,6 +142,17 @@ def test_workers_together_are_one(root, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_the_stream_is_the_same_for_any_number_of_workers(root, case):
+    """Workers plan for themselves; what all of them show the model in a step is what one would, each row once."""
+    shares = [torch.load(root / f"{case}.{rank}.pt", weights_only=True)["shown"] for rank in range(CASES[case][1])]
+    whole_batches = [{row: tokens for share in step for row, tokens in share.items()} for step in zip(*shares, strict=True)]
+    assert [sum(map(len, step)) for step in zip(*shares, strict=True)] == [TUNING.batch_size] * 8 + [8]
+    if "pack_tokens" not in WAYS[CASES[case][5]]:  # A pack may hold all rows there are.
+        assert len({len(step) for share in shares for step in share[:8]}) == 1
+    assert whole_batches == outcome(learner_of(root, case), root, case)["shown"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_what_several_workers_save_is_the_model(root, case):
     saved = load_model(root / case, "transformers")
     alone = learner_of(root, case)
@@ -128,3 +167,23 @@ def test_what_several_workers_save_is_the_model(root, case):
     generator.model, generator.device = saved.model.eval(), torch.device("cpu")
     fingerprint = Fingerprint(**torch.load(root / f"{case}.0.pt", weights_only=True)["fingerprint"])
     assert fingerprint.difference(generator) < TOLERANCE[CASES[case][4]] / 10
+
+
+def test_adapters_that_several_workers_save_are_those_of_one(root):
+    """Both of a run from its beginning; the files hold adapters alone, whole ones."""
+    case, alone = "fsdp-2-adapters", root / "adapters-of-one"
+    learner = learner_of(root, case)
+    outcome(learner, root, case)
+    alone.mkdir()
+    learner.model.snapshot()(alone)
+    assert sorted(path.name for path in (root / case).iterdir()) == sorted(path.name for path in alone.iterdir())
+    settings = [json.loads((folder / "adapter_config.json").read_text()) for folder in (root / case, alone)]
+    for told in settings:
+        told["target_modules"].sort()  # peft keeps a set.
+    assert settings[0] == settings[1]
+    found, expected = (load_file(folder / "adapter_model.safetensors") for folder in (root / case, alone))
+    assert found.keys() == expected.keys()
+    assert sum(value.numel() for value in found.values()) == sum(parameter.numel() for parameter in learner.parameters.values())
+    for name, value in found.items():
+        assert torch.allclose(value, expected[name], atol=1e-5), name
+        assert value.abs().max() > 1e-3, name  # Adapters that were not tuned are 0 in one of their two matrices.

@@ -13,13 +13,15 @@ from rich.console import Console
 from tiny_checkpoints import ARCHITECTURES, make_checkpoint
 
 from jobs.plan import plan
+from proxymix.cases import proxy_builder
 from proxymix.config import Config, load_config
 from proxymix.data.encoding import IGNORED, Batch
 from proxymix.errors import UserError
 from proxymix.learners.large import LargeLearner
 from proxymix.learners.models import TransformersModel
 from proxymix.planning.geometry import architecture, shape_of
-from proxymix.planning.memory import GIB, activation_bytes, scoring_memory, tuning_memory
+from proxymix.planning.gpus import gpu_needs
+from proxymix.planning.memory import GIB, activation_bytes, proxy_memory, scoring_memory, tuning_memory
 from proxymix.planning.reach import reachable
 from proxymix.planning.work import Rates, hours_of, read_rates, total_hours, work_of
 
@@ -81,7 +83,8 @@ def test_activations_are_bounded_and_not_wildly(tmp_path, name, target):
     labels[:, :1] = IGNORED
     learner.begin_task(2)
     kept = kept_bytes(model, Batch(ids, labels), learner)
-    assert kept <= activation_bytes(settings, shape) < 8 * kept
+    bound = activation_bytes(settings.target, shape, 4, 16, adapters=settings.target.lora is not None)
+    assert kept <= bound < 8 * kept
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -94,7 +97,9 @@ def test_recipes_fit_one_node_of_eight_gpus_of_80_gb(name):
     assert shape_of(architecture(settings, settings.proxy.model)).num_parameters == 405_334_016
     assert tuning_memory(settings, shape).total < 79 * GIB
     assert scoring_memory(settings, shape_of(geometry), 79 * GIB).rows_at_once > 100
-    assert settings.target.parallelism.num_workers + settings.evaluation.actors == 8
+    assert gpu_needs(settings).total == 8
+    proxy = proxy_memory(settings, shape_of(architecture(settings, settings.proxy.model)))
+    assert 2 * proxy.total < 79 * GIB
     parts = settings.model_copy(update={"evaluation": settings.evaluation.model_copy(update={"tensor_parallel": 2})})
     whole, half = (scoring_memory(one, shape_of(geometry), 79 * GIB) for one in (settings, parts))
     assert (half.weights, half.cache_per_row) == (whole.weights / 2, whole.cache_per_row / 2)
@@ -109,7 +114,8 @@ def test_the_command_says_what_fits_offline_and_with_rates(tmp_path):
         command, cwd=ROOT, capture_output=True, text=True, check=False, env={"PATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     )
     assert result.returncode == 0, result.stderr
-    assert "fits 8 × 80 GB GPU of 79 GiB (4 tune, 4 score)" in result.stdout
+    assert "fits 8 × 80 GB GPU of 79 GiB (8 needed)" in result.stdout
+    assert "GPUs: 4 score all along, beside them 4 learn and then 4 tune; 2 proxies' processes on each that learns" in result.stdout
     assert "a test" in result.stdout
     assert "$ " in result.stdout
     assert "not measured" not in result.stdout
@@ -136,6 +142,29 @@ def test_what_does_not_fit_is_a_mistake(monkeypatch):
         say(load_config(ROOT / "configs" / "llama3_8b_s1.yaml", ["evaluation.tensor_parallel=2"]))
     spread = ["target.lora=null", "target.parallelism.strategy=fsdp", "target.parallelism.num_workers=8", "evaluation.actors=1"]
     assert "fits 9" in say(load_config(ROOT / "configs" / "llama3_8b_s1.yaml", spread), gpus=9)
+
+
+def test_proxies_that_do_not_fit_are_a_mistake(monkeypatch):
+    monkeypatch.setattr("jobs.plan.reachable", lambda config: [])
+    whole = ["proxy.micro_batch_size=null", "proxy.pack_tokens=null", "proxy.precision=fp32"]  # As transformers would do it.
+    with pytest.raises(UserError, match=r"2 processes of proxies need \d{3}\.\d GiB each, a GPU has 79; try a larger proxy.gpus_per_runner"):
+        say(load_config(ROOT / "configs" / "llama3_8b_s1.yaml", whole))
+    with pytest.raises(UserError, match=r"needs 12 GPUs \(8 of proxies and 4 evaluation actors\), there are 8"):
+        say(load_config(ROOT / "configs" / "llama3_8b_s1.yaml", ["proxy.gpus_per_runner=1"]))
+
+
+@pytest.mark.parametrize("implementation", ["lean", "transformers"])
+def test_a_proxys_weights_gradients_and_optimizer_are_exact(smoke_config, base_folder, implementation):
+    model = smoke_config.proxy.model.model_copy(update={"preset": None, "path": base_folder, "implementation": implementation})
+    settings = smoke_config.model_copy(update={"proxy": smoke_config.proxy.model_copy(update={"model": model})})
+    shape = shape_of(architecture(settings, model))
+    memory, learner = proxy_memory(settings, shape), proxy_builder(settings, base_folder, settings.group_size).learner
+    state = {name: tensor for name, tensor in learner.state_dict().items() if name != "progress"}
+    moments = sum(tensor.nbytes for name, tensor in state.items() if name.startswith("optimizer."))
+    weights = sum(tensor.nbytes for name, tensor in state.items() if not name.startswith("optimizer."))
+    assert memory.optimizer == moments
+    assert memory.weights == weights + (learner.base.nbytes if implementation == "lean" else 0)
+    assert memory.gradients == weights * (2 if implementation == "lean" else 1)
 
 
 def test_parts_of_all_workers_are_the_whole():

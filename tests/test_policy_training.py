@@ -1,8 +1,8 @@
 import json
 import logging
-import os
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import ray
 import torch
-from fake_tuning import FakeTuning, fake_cases, in_parallel, tiny_config
+from fake_tuning import DyingTuning, FakeTuning, HangingTuning, LaterHangingTuning, fake_cases, in_parallel, tiny_config
 
-import cluster.episodic_ppo as cluster_ppo
+import cluster.episode_groups as episode_groups
 from cluster.policy_training import LEARNING_CURVE, freeze_controller, train_policy
 from cluster.reference_runs import with_references
 from cluster.training_checkpoint import CHECKPOINT
@@ -37,8 +37,8 @@ def cluster():
     ray.shutdown()
 
 
-def train(out, config=None, environment=FakeTuning, on_iteration=lambda row: None):
-    return train_policy(config or tiny_config(), "base", fake_cases(), out, on_iteration, in_parallel(environment))
+def train(out, config=None, environment=FakeTuning, on_iteration=lambda row: None, cases=None):
+    return train_policy(config or tiny_config(), "base", cases or fake_cases(), out, on_iteration, in_parallel(environment))
 
 
 def assert_same(first, second):
@@ -55,36 +55,6 @@ def timeless(rows):
 
 class InterruptedTrainingError(Exception):
     pass
-
-
-class DyingTuning(FakeTuning):
-    """Takes its env runner with it once."""
-
-    def __init__(self, marker, *args):
-        super().__init__(*args)
-        self.marker = marker
-
-    def step(self, action):
-        if self.stage == 3 and self.is_first():
-            self.fail()
-        return super().step(action)
-
-    def is_first(self):
-        try:
-            self.marker.touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
-
-    def fail(self):
-        os._exit(1)
-
-
-class HangingTuning(DyingTuning):
-    """Stops answering, once."""
-
-    def fail(self):
-        time.sleep(600)
 
 
 class FaultyTuning(FakeTuning):
@@ -119,11 +89,12 @@ def test_minibatches_are_drawn_from_the_seed(cluster, tmp_path):
 
 
 def test_same_parameters_from_any_number_of_env_runners_and_another_seed_differs(cluster, tmp_path):
-    local = train(tmp_path / "local")
-    remote = train(tmp_path / "remote", tiny_config(num_env_runners=2))
+    groups = {"episodes": 16, "episodes_per_iteration": 8}  # Four, which three runners cannot share out evenly.
+    local = train(tmp_path / "local", tiny_config(**groups))
+    remote = train(tmp_path / "remote", tiny_config(**groups, num_env_runners=3))
     assert_same(local, remote)
     assert timeless(local.rows) == timeless(remote.rows)
-    other = train(tmp_path / "other", tiny_config().model_copy(update={"seed": 6}))
+    other = train(tmp_path / "other", tiny_config(**groups).model_copy(update={"seed": 6}))
     assert not np.array_equal(other.parameters["context_gain"], local.parameters["context_gain"])
 
 
@@ -175,13 +146,24 @@ def test_a_dead_env_runner_costs_time_but_no_number(cluster, tmp_path):
     assert sum(row["num_dropped"] for row in undisturbed.rows) == 0
 
 
-def test_a_hanging_env_runner_is_started_afresh(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_ppo, "FIRST_GROUP_TIMEOUT_S", 3.0)
-    monkeypatch.setattr(cluster_ppo, "MIN_GROUP_TIMEOUT_S", 3.0)
+@pytest.mark.parametrize(("num_env_runners", "reference_step_s"), [(1, 0.05), (2, None)])
+def test_a_hanging_env_runner_is_started_afresh(cluster, tmp_path, monkeypatch, num_env_runners, reference_step_s):
+    """In the very first group: the limit comes from the reference runs, or from the group that another runner has finished meanwhile."""
+    monkeypatch.setattr(episode_groups, "MIN_TIMEOUT_S", 3.0)
+    cases = [replace(case, reference_step_s=reference_step_s) for case in fake_cases()]
     undisturbed = train(tmp_path / "undisturbed")
-    disturbed = train(tmp_path / "disturbed", tiny_config(num_env_runners=1), partial(HangingTuning, tmp_path / "marker"))
+    config = tiny_config(num_env_runners=num_env_runners)
+    disturbed = train(tmp_path / "disturbed", config, partial(HangingTuning, tmp_path / "marker"), cases=cases)
     assert_same(disturbed, undisturbed)
-    assert disturbed.rows[0]["num_dropped"] == 4
+    assert [row["num_dropped"] for row in disturbed.rows] == [2, 0]  # A group; where one runner is all there is, the other was not begun.
+
+
+def test_a_runner_that_hangs_in_a_later_iteration_is_started_afresh(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(episode_groups, "MIN_TIMEOUT_S", 3.0)
+    undisturbed = train(tmp_path / "undisturbed")
+    disturbed = train(tmp_path / "disturbed", tiny_config(num_env_runners=1), partial(LaterHangingTuning, tmp_path / "marker"))
+    assert_same(disturbed, undisturbed)
+    assert [row["num_dropped"] for row in disturbed.rows] == [0, 2]
 
 
 def test_an_interrupted_training_gives_its_resources_back(cluster, tmp_path):
@@ -258,7 +240,7 @@ def test_trains_on_a_real_proxy(cluster, tmp_path):
     cases = draw_cases(controller.curriculum, config.tuning, controller.curriculum.num_cases, config.seed)
     cold, warm = Account(tmp_path / "cold.jsonl"), Account(tmp_path / "warm.jsonl")
     bare, cases = cases, with_references(config, base, cases, cold)
-    assert all(len(case.reference_scores) == 2 for case in cases)
+    assert all(len(case.reference_scores) == 2 and case.reference_step_s > 0 for case in cases)
     assert with_references(config, base, bare, warm) == cases
     costs = [{line.id: line.flops for line in account.made("reference")} for account in (warm, cold)]
     assert costs[0] == costs[1]

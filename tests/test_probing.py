@@ -128,14 +128,18 @@ def test_readings_are_a_snapshot():
 
 
 @pytest.mark.parametrize(
-    ("settings", "budget"),
+    ("settings", "size", "budget"),
     [
-        ({}, 3),  # 128 rows a stage: a quarter is two probes, and three there are always
-        ({"steps_per_stage": 50, "batch_size": 24}, 18),
-        ({"steps_per_stage": 50, "batch_size": 24, "validation_size": 4}, 75),
-        ({"steps_per_stage": 50, "probes_per_boundary": 3}, 3),
-        ({"probes_per_boundary": 64}, 64),
+        ({}, 10, 3),  # 128 rows a stage: a quarter is 32, and three probes there are always
+        ({"validation_size": 16}, 16, 3),
+        ({"steps_per_stage": 2, "batch_size": 4}, 2, 3),
+        ({"steps_per_stage": 12}, 16, 3),
+        ({"steps_per_stage": 50, "batch_size": 24}, 16, 18),
+        ({"steps_per_stage": 50, "batch_size": 24, "validation_size": 4}, 4, 75),
+        ({"steps_per_stage": 50, "probes_per_boundary": 3}, 16, 3),
+        ({"probes_per_boundary": 64}, 10, 64),
     ],
 )
-def test_the_budget_suits_the_stage(settings, budget):
-    assert TuningConfig(**settings).probe_budget == budget
+def test_probes_suit_the_stage(settings, size, budget):
+    tuning = TuningConfig(**settings)
+    assert (tuning.probe_size, tuning.probe_budget) == (size, budget)

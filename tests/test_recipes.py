@@ -1,5 +1,6 @@
 """The recipes of published models: they load, hold the paper's orders, and files extend files."""
 
+import re
 from pathlib import Path
 
 import datasets
@@ -35,12 +36,39 @@ def test_recipes_hold_the_published_orders(name):
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_every_data_set_of_a_recipe_has_its_line_in_the_docs(name):
-    text = (CONFIGS.parent / "docs" / "data.md").read_text(encoding="utf-8")
+def test_every_data_set_and_model_of_a_recipe_has_its_licence_in_the_docs(name):
+    rows = licences()
     config = load_config(CONFIGS / f"llama3_8b_{name}.yaml")
+    for model in (config.proxy.model, config.target.model):
+        assert any(f"`{model.hub}`" in cells[0] for cells in rows)
     for spec in (*config.sequence.tasks, *config.sequence.anchors, *config.controller.curriculum.pool):
         if spec.format == "huggingface":
-            assert f"`{spec.path}`" in text
+            assert any(f"`{spec.path}`" in cells[1] and (spec.task or "") in cells[2] for cells in rows if len(cells) > 2), spec
+        elif spec.format in ("trace", "cl_benchmark"):
+            assert any(cells[0] == spec.label for cells in rows), spec
+
+
+def licences():
+    """Cells of every row of the tables whose last column is a licence, each of them filled."""
+    found, inside = [], False
+    for line in (CONFIGS.parent / "docs" / "data.md").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("|"):
+            inside = False
+        elif not set(line) <= set("|-"):
+            cells = [cell.strip() for cell in line.strip()[1:-1].split("|")]
+            if inside:
+                assert re.search(r"[A-Z]{2}|MIT|card|License|Apache", cells[-1]), f"no licence in {line}"
+                found.append(cells)
+            inside = inside or "licence" in cells[-1]
+    return found
+
+
+def test_nothing_made_from_gsm8k_is_practised_on():
+    """It is the Math task: a controller would be judged on what it has seen."""
+    made = {"metamathqa-50k", "numina-cot-100k", "openhermes-100k", "openai/gsm8k", "main"}
+    for name in SEQUENCES:
+        pool = load_config(CONFIGS / f"llama3_8b_{name}.yaml").controller.curriculum.pool
+        assert made.isdisjoint({spec.task for spec in pool} | {spec.path for spec in pool})
 
 
 def test_a_file_extends_others_and_has_the_last_word(tmp_path):

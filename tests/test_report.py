@@ -147,6 +147,15 @@ def test_the_papers_reward_has_no_reference(tmp_path):
     assert ">reference</text>" not in text
 
 
+def test_lost_episodes_are_told_where_the_learning_is(tmp_path):
+    folder = tmp_path / "fake"
+    build_fake_run(folder, seeds=(0,), methods=["proxymix"])
+    path = folder / "controller/learning_curve.jsonl"
+    assert "lost with an env runner" not in write_report(folder).read_text()
+    write_jsonl(path, [row | {"num_dropped": 8 * (row["iteration"] in (3, 5))} for row in read_rows(path)])
+    assert "16 more episodes were lost with an env runner that died or hung, and run again." in write_report(folder).read_text()
+
+
 def test_a_run_that_is_only_partly_tuned_and_of_unknown_cost(tmp_path):
     folder = tmp_path / "fake"
     config = build_fake_run(folder, seeds=(0,), methods=["proxymix", "no_replay", "random_30"])

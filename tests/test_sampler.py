@@ -65,14 +65,6 @@ def test_epochs_are_shuffled_anew():
     assert sorted(indices[:12]) == sorted(indices[12:]) == list(range(12))
 
 
-@given(st.sampled_from([1, 2, 4, 8]))
-def test_the_stream_is_the_same_for_any_number_of_workers(world_size):
-    """Each worker plans for itself and takes its slice; interleaved, the slices are the global batches."""
-    ranks = [[batch[rank::world_size] for batch in draw(MixtureSampler(7))[0]] for rank in range(world_size)]
-    rebuilt = [[places[rank][step][k] for k in range(8 // world_size) for rank in range(world_size)] for step in range(6) for places in [ranks]]
-    assert rebuilt == draw(MixtureSampler(7))[0]
-
-
 @given(st.integers(0, 4))
 def test_a_resumed_stream_goes_on_as_if_never_interrupted(boundary):
     stages = [{"math": 1.0}, {"code": 0.5, "math": 0.5}, WEIGHTS, {"safety": 1.0, "math": 0.0}, WEIGHTS]

@@ -116,6 +116,45 @@ def test_nothing_is_run_unless_asked_for_or_without_a_sandbox(monkeypatch):
     assert passes_tests(ADD, TESTS, CodeConfig(enabled=True)) is None
 
 
+@pytest.mark.parametrize(
+    "isolate",
+    [("false",), ("no such program",), ("sh", "-c", "sleep 30"), ("sh", "-c", "kill -9 $$")],
+    ids=["refused", "missing", "too slow", "killed"],
+)
+@pytest.mark.parametrize("answer", [ADD, ADD.replace("+", "-")])
+def test_a_sandbox_that_fails_says_nothing_of_the_answer(monkeypatch, isolate, answer):
+    monkeypatch.setattr(sandbox, "isolation_works", lambda: True)
+    monkeypatch.setattr(sandbox, "ISOLATE", isolate)
+    assert passes_tests(answer, TESTS, RUN.model_copy(update={"timeout_s": 0.5})) is None
+
+
+@pytest.mark.parametrize(("memory_mib", "passed"), [(1, None), (8, None), (256, True)])
+def test_limits_that_python_does_not_start_in_leave_answers_unscored(memory_mib, passed):
+    assert passes_tests(ADD, TESTS, RUN.model_copy(update={"memory_mib": memory_mib, "timeout_s": 20.0})) is passed
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "import os; os.closerange(3, 4096)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import os\nfor f in os.listdir(): os.remove(f)",
+    ],
+    ids=["closes", "kills itself", "removes"],
+)
+def test_a_wrong_program_cannot_leave_itself_unscored(trick):
+    assert passes_tests(f"{trick}\n{ADD.replace('+', '-')}", TESTS, RUN.model_copy(update={"timeout_s": 20.0})) is False
+
+
+def test_a_program_is_run_as_a_script_of_its_own(tmp_path):
+    script = (
+        "from __future__ import annotations\nimport dataclasses, pickle, sys\nassert __name__ == '__main__' and len(sys.argv) == 1\n"
+        "assert not {'os', 'runpy', 'mark'} & set(globals())\n"
+        "@dataclasses.dataclass\nclass Point:\n    x: int\nassert pickle.loads(pickle.dumps(Point(1))) == Point(1)\n"
+    )
+    assert passes_tests(script + ADD, TESTS, RUN.model_copy(update={"timeout_s": 20.0})) is True
+
+
 def source(name, scorer, *rows):
     return Source(name, (), (), (), rows, scorer)
 

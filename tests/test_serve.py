@@ -1,11 +1,13 @@
-"""One real Ray Serve deployment of a frozen controller: it answers, refuses, survives a lost replica, and leaves nothing behind."""
+"""One real Ray Serve deployment of a frozen controller: it answers, refuses, tells its log, survives a lost replica, and leaves nothing behind."""
 
+import json
 import socket
 import statistics
 import time
 import warnings
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -19,6 +21,7 @@ from proxymix.controllers.policy import initial_parameters
 from proxymix.errors import UserError
 from proxymix.types import SourceReading, StageBoundary
 from services.client import ServiceController, check_reachable
+from services.schemas import DecisionRequest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve itself uses parts of pydantic that are deprecated.
@@ -28,6 +31,7 @@ with warnings.catch_warnings():
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
+TOKEN = "open-sesame-5b1f0c"
 BOUNDARY = StageBoundary(
     task_index=2,
     stage_index=1,
@@ -69,7 +73,7 @@ def cluster():
 
 @pytest.fixture
 def service(monkeypatch):
-    monkeypatch.setenv("A_TOKEN", "sesame")
+    monkeypatch.setenv("A_TOKEN", TOKEN)
     return ServiceConfig(port=free_port(), token_env="A_TOKEN")
 
 
@@ -102,6 +106,7 @@ def test_serves_refuses_recovers_and_leaves_nothing(cluster, folder, service):
             assert "frame-ancestors" in httpx.get(f"{url}/").headers["content-security-policy"]
             assert httpx.get(f"{url}/page/page.js").status_code == 200
             assert client.connection.http.get("/v1/runs/test").json()["points"][0]["sources"][0]["name"] == "safety"
+            check_log(client)
             print_latency(client)
             check_cut_network(service, FrozenController.load(folder))
             kill_replica()
@@ -113,6 +118,31 @@ def test_serves_refuses_recovers_and_leaves_nothing(cluster, folder, service):
     finally:
         undeploy()
     assert not is_listening(service.port)
+
+
+def check_log(client):
+    """A request leaves its line in Serve's own log files; the token, which came with it, is in no file that Ray writes."""
+    body = DecisionRequest.from_boundary(BOUNDARY, "for-the-log").model_dump_json(exclude_none=True)
+    headers = {"Content-Type": "application/json", "X-Request-ID": "of-the-caller"}
+    assert client.connection.http.post("/v1/decisions", content=body, headers=headers).status_code == 200
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    deadline = time.monotonic() + 60
+    while not (lines := [line for file in logs.glob("serve/**/*.log") for line in file.read_text().splitlines() if "of-the-caller" in line]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (line,) = lines
+    told = json.loads(line[line.index("{") :])
+    assert {key: told[key] for key in ("method", "path", "status", "request_id", "id")} == {
+        "method": "POST",
+        "path": "/v1/decisions",
+        "status": 200,
+        "request_id": "for-the-log",
+        "id": "of-the-caller",
+    }
+    assert told["controller"].startswith("served@")
+    files = [file for file in logs.rglob("*") if file.is_file()]
+    assert files
+    assert [file for file in files if TOKEN.encode() in file.read_bytes()] == []
 
 
 def check_cut_network(service, frozen):

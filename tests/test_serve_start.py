@@ -108,5 +108,5 @@ def test_cores_are_spare_beyond_the_env_runners(monkeypatch, cores, free, runner
 
     monkeypatch.setattr(session.os, "cpu_count", lambda: cores)
     monkeypatch.setattr(session.ray, "available_resources", lambda: {"CPU": float(free)})
-    config = SimpleNamespace(controller=SimpleNamespace(num_env_runners=runners))
+    config = SimpleNamespace(started_env_runners=runners)
     assert session.spare_cores(config) == spare

@@ -1,10 +1,12 @@
-"""Runs come and go while replicas are killed and the config is redeployed: no decision is lost, none falls back, none changes controller half-way."""
+"""Runs come and go while the service is redeployed and replicas are killed in the middle of it: no decision is lost, no run falls back or changes
+controller half-way."""
 
 import os
 import signal
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 
 import pytest
 from fake_service import example, save
@@ -19,7 +21,7 @@ with warnings.catch_warnings():
     import ray
     from ray.serve.context import _get_global_client
 
-    from services.deployment import deploy, undeploy
+    from services import deployment
 
 from test_serve import free_port
 
@@ -70,30 +72,48 @@ def wait_for(condition):
         time.sleep(0.1)
 
 
-def test_no_decision_is_lost_while_replicas_are_killed_and_the_config_is_redeployed(cluster, tmp_path):
+@contextmanager
+def killing(number, monkeypatch):
+    """So many replicas are killed as soon as Serve has been told to deploy, before it has; yields which."""
+    killed, wait_running = set(sorted(replica_pids())[:number]), deployment._wait_running
+
+    def wait(app_name, deadline):
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_running(app_name, deadline)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deployment, "_wait_running", wait)
+        yield killed
+
+
+def test_no_decision_is_lost_while_replicas_are_killed_and_the_config_is_redeployed(cluster, tmp_path, monkeypatch):
     first, second = tmp_path / "first", tmp_path / "second"
     hashes = {first: save(first, 0.1, "mix"), second: save(second, 0.2, "mix")}
-    service = ServiceConfig(port=free_port(), num_replicas=2, retries=12)
-    url = deploy(first, service)
+    service, code = ServiceConfig(port=free_port(), num_replicas=2), ["as it is"]
+    monkeypatch.setattr(deployment, "code_version", lambda token: code[-1])
+    url = deployment.deploy(first, service)
     traffic = [Runs(url, service) for _ in range(3)]
     try:
         for runs in traffic:
             runs.start()
-        for number_killed, default, other in ((1, second, first), (1, first, second), (2, second, first)):
-            killed = sorted(replica_pids())[:number_killed]
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
-            deploy(default, service.model_copy(update={"controllers": [ServedControllerConfig(path=str(other))]}))
-            wait_for(lambda gone=set(killed): len(pids := replica_pids()) == 2 and not pids & gone)
-            before = [len(runs.heard) for runs in traffic]
-            wait_for(lambda before=before: all(len(runs.heard) > count + 1 for runs, count in zip(traffic, before, strict=True)))
+        for number, default, other, version in ((1, second, first, "as it is"), (1, first, second, "changed"), (2, second, first, "changed")):
+            code.append(version)
+            before = replica_pids()
+            with killing(number, monkeypatch) as killed:
+                deployment.deploy(default, service.model_copy(update={"controllers": [ServedControllerConfig(path=str(other))]}))
+            gone = killed if code[-2] == version else before  # What runs takes over other controllers, but no other code.
+            wait_for(lambda gone=gone: len(pids := replica_pids()) == 2 and not pids & gone)
+            assert before - gone <= replica_pids()
+            heard = [len(runs.heard) for runs in traffic]
+            wait_for(lambda heard=heard: all(len(runs.heard) > count + 1 for runs, count in zip(traffic, heard, strict=True)))
             assert all(runs.heard[-1] == {hashes[default]} for runs in traffic)
     finally:
         for runs in traffic:
             runs.stopping.set()
         for runs in traffic:
             runs.join(TIME_LIMIT_S)
-        undeploy()
+        deployment.undeploy()
     assert [failure for runs in traffic for failure in runs.failures] == []
     heard = [hashes_of_run for runs in traffic for hashes_of_run in runs.heard]
     assert all(len(hashes_of_run) == 1 for hashes_of_run in heard)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from benchmarks.service_fuzz import Answer, Ask, application, ask, encoded, faults, fuzz
 from proxymix.types import SourceReading, StageBoundary
-from services.app import build_app
+from services.app import QUICK_LOSSES, build_app
 from services.catalogue import Catalogue, entry_of
 from services.schemas import DecisionRequest, DecisionResponse
 
@@ -23,9 +23,8 @@ CHECKS = {
     "negative_data_rejection": {"expected-statuses": ["400", "401", "404", "405", "412", "413", "422"]},
 }
 CATALOGUE = Catalogue([entry_of(frozen("equivariant"), "1"), entry_of(frozen("flat"), "1"), entry_of(LossProportional(), "2")])
-DOCUMENT = schemathesis.openapi.from_asgi(
-    "/openapi.json", build_app(CATALOGUE, token="sesame"), config=schemathesis.Config.from_dict({"checks": CHECKS})
-)
+DEPLOYED = build_app(CATALOGUE, token="sesame", quick_losses=QUICK_LOSSES)
+DOCUMENT = schemathesis.openapi.from_asgi("/openapi.json", DEPLOYED, config=schemathesis.Config.from_dict({"checks": CHECKS}))
 
 
 @DOCUMENT.parametrize()
@@ -36,7 +35,7 @@ def test_every_answer_is_as_the_document_says(case):
 
 @pytest.fixture(scope="module")
 def service():
-    return client()
+    return client(quick_losses=QUICK_LOSSES)
 
 
 losses = st.floats(0, 1e6)
@@ -64,7 +63,7 @@ def boundaries(draw):
 
 
 CONTROLLERS = [LossProportional(), frozen("equivariant"), frozen("flat")]
-SERVICES = {controller.name: client(controller) for controller in CONTROLLERS}
+SERVICES = {controller.name: client(controller, quick_losses=QUICK_LOSSES) for controller in CONTROLLERS}
 
 
 @pytest.mark.parametrize("controller", CONTROLLERS, ids=list(SERVICES))

@@ -1,35 +1,31 @@
 """Trials under Ray Tune, on a stand-in for proxy tuning: who goes on, who wins, what survives a kill."""
 
 import json
-import logging
-import warnings
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import ray
-from fake_tuning import FakeTuning, fake_cases, in_parallel, tiny_config
+from fake_sweep import LEARNING_RATE, SIGMA, judge_learning_rate, judge_sigma, judge_what_was_learnt, plan, start_ray, timeless
+from fake_tuning import DyingTuning, FakeTuning, fake_cases, in_parallel, tiny_config
 
 from cluster.policy_training import train_policy
 from cluster.sweep import account_for, run_sweep
-from cluster.sweep_trial import LINEAGE, RUNGS, SweepPlan, Validation
-from proxymix.account import Account, Cost, total_flops
+from cluster.sweep_trial import LINEAGE, RUNGS
+from proxymix.account import Account, total_flops
 from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
-from proxymix.config import validated
+from proxymix.config import Config
 from proxymix.errors import UserError
 from proxymix.sweep_result import best_trial
 
 pytestmark = pytest.mark.cluster
 
-SIGMA = "controller.initial_sigma"
-LEARNING_RATE = "controller.ppo.learning_rate"
+RUNG = {"rung": 1, "episodes": 4, "flops": 10, "cpu_seconds": 1.0, "num_dropped": 0}
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, of its future defaults.
-        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
+    start_ray()
     yield
     ray.shutdown()
 
@@ -42,31 +38,10 @@ class FlatteringTuning(FakeTuning):
         return observation, reward + 100 * self.config.controller.initial_sigma * done, done, truncated, info
 
 
-def judge_sigma(config, base_folder, parameters, cases):
-    """The smaller sigma is, the better."""
-    return Validation((-config.controller.initial_sigma,) * len(cases), Cost(10))
-
-
-def judge_learning_rate(config, base_folder, parameters, cases):
-    return Validation((-config.controller.ppo.learning_rate,) * len(cases))
-
-
-def judge_what_was_learnt(config, base_folder, parameters, cases):
-    """A number that only the very same parameters have."""
-    return Validation((float(parameters["context_gain"].sum()),))
-
-
 def fail_for_large_sigma(config, base_folder, parameters, cases):
     if config.controller.initial_sigma > 0.5:
         raise ValueError("the judge is out of order")
     return judge_sigma(config, base_folder, parameters, cases)
-
-
-def plan(folder, validate, environment=FakeTuning, episodes=16, **sweep):
-    space = {SIGMA: {"uniform": [0.2, 0.9]}}
-    tree = tiny_config(episodes=episodes).model_dump(mode="json")
-    tree["sweep"] = {"num_trials": 4, "scheduler": "none", "search": "random", "episodes_per_rung": 4, "space": space} | sweep
-    return SweepPlan(validated(tree, "test"), "base", tuple(fake_cases()), tuple(fake_cases()), folder, in_parallel(environment), validate)
 
 
 def sigma(trial):
@@ -128,9 +103,29 @@ def test_a_population_inherits_weights_and_counts_no_episode_twice(cluster, tmp_
 def test_a_member_that_inherits_the_last_rung_costs_nothing(tmp_path):
     first, second = tmp_path / "trainings/first", tmp_path / "trainings/second"
     write_json(first / LINEAGE, {"overrides": {}, "parent": None})
-    write_jsonl(first / RUNGS, [{"rung": rung, "episodes": 4 * rung, "flops": 10, "cpu_seconds": 1.0} for rung in (1, 2, 3)])
+    write_jsonl(first / RUNGS, [RUNG | {"rung": rung, "episodes": 4 * rung} for rung in (1, 2, 3)])
     write_json(second / LINEAGE, {"overrides": {SIGMA: 0.5}, "parent": {"training": "first", "rung": 3}})
-    assert account_for(Account(tmp_path / "costs.jsonl"), tmp_path) == {"episodes": 12, "flops": 30}
+    assert account_for(Account(tmp_path / "costs.jsonl"), tmp_path) == {"episodes": 12, "flops": 30, "num_dropped": 0}
+
+
+def test_lost_episodes_of_a_rung_are_spent_and_not_made(tmp_path):
+    write_json(tmp_path / "trainings/one" / LINEAGE, {"overrides": {}, "parent": None})
+    lossy = {"num_dropped": 2, "dropped_flops": 4, "dropped_cpu_seconds": 0.5}
+    write_jsonl(tmp_path / "trainings/one" / RUNGS, [RUNG, RUNG | lossy | {"rung": 2, "episodes": 8}])
+    account = Account(tmp_path / "costs.jsonl")
+    for _ in range(2):  # The second time as a resumed sweep.
+        assert account_for(account, tmp_path) == {"episodes": 8, "flops": 20, "num_dropped": 2}
+    lines = [(line.id, line.flops, line.cpu_seconds, line.episodes) for line in account.lines()]
+    assert lines == [("one/rung1", 10, 1.0, 4), ("one/rung2", 10, 1.0, 4), ("one/rung2", 4, 0.5, 2)]
+    assert (total_flops(account.made("sweep_trial")), total_flops(account.spent())) == (20, 24)
+
+
+def test_a_trial_tells_what_it_lost(cluster, tmp_path):
+    disturbed = partial(DyingTuning, tmp_path / "marker")
+    (trial,) = run_sweep(plan(tmp_path / "sweep", judge_sigma, disturbed, num_trials=1, episodes=8, num_env_runners=1))
+    assert [rung["num_dropped"] for rung in trial["rungs"]] == [2, 0]
+    assert trial["rungs"][0]["dropped_cpu_seconds"] > 0
+    assert account_for(Account(tmp_path / "costs.jsonl"), tmp_path / "sweep")["num_dropped"] == 2
 
 
 def test_a_finished_rung_is_found_again_even_if_tune_has_lost_all(cluster, tmp_path):
@@ -149,10 +144,6 @@ def test_env_runners_of_its_own_change_nothing(cluster, tmp_path):
     assert timeless(helped) == timeless(alone)
 
 
-def timeless(trials):
-    return [trial | {"rungs": [{key: value for key, value in rung.items() if key != "cpu_seconds"} for rung in trial["rungs"]]} for trial in trials]
-
-
 def test_a_trial_that_fails_is_told_and_the_others_go_on(cluster, tmp_path):
     trials = run_sweep(plan(tmp_path, fail_for_large_sigma, episodes=4))
     failed = [trial for trial in trials if trial["status"] == "failed"]
@@ -162,8 +153,11 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(cluster, tmp_path):
 
 
 def test_a_trial_that_no_node_can_hold_is_refused(cluster, tmp_path):
+    sweep = plan(tmp_path, judge_sigma, num_env_runners=4)
+    tree = sweep.config.model_dump(mode="json")
+    tree["controller"]["proxies_side_by_side"] = 1  # A group of episodes for each runner.
     with pytest.raises(UserError, match=r"sweep.num_env_runners: a trial needs 5 Ray CPUs"):
-        run_sweep(plan(tmp_path, judge_sigma, num_env_runners=4))
+        run_sweep(replace(sweep, config=Config.model_validate(tree)))
 
 
 def test_trials_are_plain_json(cluster, tmp_path):

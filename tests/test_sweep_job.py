@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from test_jobs import ROOT, SMOKE, arguments, environment, rows, run_job
 
-from proxymix.artifacts import read_json
+from jobs.run import Run
+from jobs.sweep_controller import check_settings
+from proxymix.account import Account
+from proxymix.artifacts import read_json, write_json
+from proxymix.config import load_config
 from proxymix.controllers.frozen import FrozenController
+from proxymix.errors import UserError
+from proxymix.sweep_space import PBT_SPACE
 
 
 def finished_rungs(folder):
@@ -31,8 +37,8 @@ def resumed(tmp_path_factory):
         start_new_session=True,
     )
     deadline = time.monotonic() + 300
-    # Not before Tune has written the rung down too: it is to be restored, not begun anew.
-    while not any("validation_score" in path.read_text() for path in folder.glob("tune/experiment_state-*.json")):
+    # Not before Tune has written the rung down too: it is to be restored, not begun anew. The name of the score stands in every state.
+    while not any("training_return" in path.read_text() for path in folder.glob("tune/experiment_state-*.json")):
         assert time.monotonic() < deadline, "the sweep never finished a rung"
         assert process.poll() is None, "the sweep ended too early"
         time.sleep(0.05)
@@ -50,6 +56,7 @@ class TestSweep:
     def test_a_kill_loses_no_finished_rung(self, resumed):
         _, folder, known, curves, _ = resumed
         now = finished_rungs(folder)
+        assert known
         for path, before in known.items():
             assert now[path][: len(before)] == before
             episodes = before[-1]["episodes"]
@@ -99,6 +106,32 @@ class TestSweep:
         assert [row["score_mean"] for row in again] == [row["score_mean"] for row in curve]
         assert controller.card["architecture"] == best["overrides"]["controller.architecture"]
         assert np.isfinite(best["rungs"][-1]["validation_score"])
+
+
+@pytest.mark.cluster
+def test_a_population_as_a_person_runs_it(tmp_path):
+    result = run_job("sweep_controller", tmp_path / "runs", "sweep.scheduler=pbt")
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs/smoke/sweep"
+    found = read_json(folder / "trials.json")
+    assert [(trial["status"], len(trial["rungs"])) for trial in found["trials"]] == [("finished", 2)] * 3
+    assert all(trial["overrides"].keys() == PBT_SPACE.keys() for trial in found["trials"])
+    # A rung that a member had done when it was told to go on from another's weights was done all the same.
+    lines = Account(tmp_path / "runs/smoke/costs.jsonl").made("sweep_trial")
+    assert found["cost"]["episodes"] == sum(line.episodes for line in lines) == 4 * len(lines) >= 3 * 4
+    best, ppo = found["trials"][found["best"]]["overrides"], load_config(folder / "best.yaml").controller.ppo
+    assert {key: getattr(ppo, key.rpartition(".")[2]) for key in best} == best
+    assert "Traceback" not in result.stderr
+
+
+def test_a_sweep_older_than_a_key_takes_its_default(tmp_path):
+    run = Run.open(load_config(SMOKE, [f"runs_root={tmp_path}"]), "sweep_controller")
+    settings = run.config.sweep.model_dump(mode="json")
+    write_json(run.folder / "sweep/settings.json", {key: value for key, value in settings.items() if key != "startup_trials"})
+    check_settings(run)
+    write_json(run.folder / "sweep/settings.json", settings | {"num_trials": 99})
+    with pytest.raises(UserError, match=r"^sweep.num_trials: "):
+        check_settings(run)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,6 @@ def test_a_wrong_sweep_is_no_config(sweep, message):
         ({"space": {"controller.ppo.clip": {"uniform": [-1.0, 0.3]}}}, r"controller.ppo.clip.*greater than 0"),
         ({"space": {"controller.ppo.clop": {"uniform": [0.1, 0.3]}}}, "controller.ppo.clop"),
         ({"space": {"controller.ppo": {"choice": [1]}}}, "controller.ppo"),
-        ({"num_env_runners": 3}, "controller.num_env_runners must divide"),
         ({"scheduler": "pbt", "space": {"controller.architecture": {"choice": ["flat"]}}}, "only continuous keys of controller.ppo"),
         ({"scheduler": "pbt", "space": {"controller.ppo.num_epochs": {"integer": [1, 4]}}}, "controller.ppo.num_epochs"),
     ],
@@ -185,5 +184,12 @@ def test_the_table_has_a_row_a_trial_the_best_first():
     table = sweep_table([trial(0, 0.01, status="stopped"), trial(1, 0.01, 0.021), trial(2, status="failed")])
     columns = [list(column.cells) for column in table.columns]
     assert columns[0] == ["1", "0", "2"]
-    assert columns[3][0] == "+2.1 ±0.0"
-    assert columns[3][2] == "–"
+    assert columns[4][0] == "+2.1 ±0.0"
+    assert columns[4][2] == "–"
+
+
+def test_the_table_tells_lost_episodes():
+    disturbed = trial(1, 0.01, 0.02)
+    disturbed["rungs"] = [rung | {"num_dropped": 8} for rung in disturbed["rungs"]]
+    column = sweep_table([trial(0, 0.03, 0.04), disturbed]).columns[3]
+    assert (column.header, list(column.cells)) == ("dropped", ["0", "16"])

@@ -13,6 +13,12 @@ ARCHITECTURES = {
     "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
 }
+SCALED = {  # These do something to what comes out of their output layer.
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 32, "final_logit_softcapping": 0.2, "attn_logit_softcapping": 0.01},
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 8.0},
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.25},
+}
+UNUSUAL = {"opt": {"ffn_dim": 48, "word_embed_proj_dim": 32}, "bloom": {"n_layer": 2, "n_head": 4}}
 LLAMA_3 = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<eos>' }}{% endfor %}"
@@ -37,7 +43,7 @@ def tiny_tokenizer(architecture):
     tokenizer.pad_token = None
     if "qwen" in architecture:
         tokenizer.bos_token = None
-    tokenizer.chat_template = TEMPLATES[architecture]
+    tokenizer.chat_template = TEMPLATES.get(architecture)
     return tokenizer
 
 
@@ -46,7 +52,8 @@ def make_checkpoint(folder, architecture, **settings):
     tokenizer = tiny_tokenizer(architecture)
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special, **SIZES | ARCHITECTURES[architecture] | settings)
+    own = {**ARCHITECTURES, **SCALED, **UNUSUAL}[architecture]
+    config = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **special, **SIZES | own | settings)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

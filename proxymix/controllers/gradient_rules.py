@@ -44,6 +44,6 @@ def gradient_conflicts(run: ContinualRun, boundary: StageBoundary) -> Scores:
         raise TypeError(f"grad_sim needs a Learner, which gives gradients, got {type(learner).__name__}")
     sources = visible_sources(run, boundary)
     for source in sources.values():
-        run.validation_flops += learner.shape.training_flops(*stacked_shape([source.probe]))
+        run.validation_flops += learner.shape.training_flops(stacked_shape([source.probe]))
     current = learner.gradient(sources[boundary.current.name].probe)
     return {source.name: conflict(learner.gradient(sources[source.name].probe), current) for source in boundary.sources if source.role != "current"}

@@ -32,7 +32,7 @@ def encoded_source(config: Config, spec: SourceConfig, tokenizer: Any) -> Encode
     try:
         return _read(path)
     except (OSError, SafetensorError, TypeError, KeyError):
-        source = encode_source(configured_source(config, spec), tokenizer, tuning.max_length, tuning.validation_size)
+        source = encode_source(configured_source(config, spec), tokenizer, tuning.max_length, tuning.probe_size)
         write_bytes(path, _to_bytes(source))
         return source
 

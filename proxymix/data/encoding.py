@@ -8,15 +8,17 @@ Rows are prompt + answer, right-padded; the loss is on the answer and the end to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from proxymix.cost import BatchShape
 from proxymix.data.chat import chat_ids
+from proxymix.data.fitting import Reader, fitting
 from proxymix.errors import UserError
 from proxymix.types import Example, Scorer, Source
 
@@ -38,9 +40,12 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
     @property
-    def num_scored(self) -> int:
-        """Positions that logits are computed at: as many in every row as the longest answer has tokens."""
-        return _num_scored(self.labels)
+    def shape(self) -> BatchShape:
+        """What its cost depends on; every row has an answer, and ends with it."""
+        scored = self.labels.numpy() != IGNORED  # Of small arrays numpy is twice as fast as torch, and every step is asked.
+        num_rows, length = scored.shape
+        num_padding = int(scored[:, ::-1].argmax(1).sum())
+        return BatchShape(num_rows, length, num_rows * length - num_padding, num_rows * int(scored.sum(1).max()))
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class EncodedSplit:
     def num_tokens(self) -> int:
         """Tokens of all rows, padding excluded."""
         return int(self.lengths.sum())
+
+    @cached_property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer."""
+        return int((self.labels != IGNORED).sum(1).max())
 
     def batch(self) -> Batch:
         """The whole split as one batch."""
@@ -86,20 +96,24 @@ def encode_split(examples: Sequence[Example], tokenizer: Any, max_length: int) -
     Raises:
         UserError: an answer alone is longer than `max_length`, or has no token.
     """
+    return _encoded(examples, partial(example_ids, tokenizer=tokenizer), max_length, tokenizer.pad_token_id)
+
+
+def _encoded(examples: Sequence[Example], read: Reader, max_length: int, padding: int) -> EncodedSplit:
     rows = []
     for example in examples:
-        prompt, answer = example_ids(example, tokenizer)
+        prompt, answer = read(example)
         if not prompt or len(answer) < 2:
             raise UserError(f"data: prompt and response must each have at least one token, got {example.prompt[:60]!r} and {example.response[:60]!r}")
         room = max_length - len(answer)
         if room < 1:
             raise UserError(
                 f"tuning.max_length: must hold the whole answer and one prompt token, got {max_length} for an answer of {len(answer)} "
-                f"tokens ({example.response[:60]!r}); raise it or drop the row"
+                f"tokens ({example.response[:60]!r}); raise it, or leave such rows out with unfit: drop"
             )
         rows.append((prompt[-room:], answer))
     width = max((len(p) + len(a) - 1 for p, a in rows), default=1)
-    input_ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.int64)
+    input_ids = torch.full((len(rows), width), padding, dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
     for index, (prompt, answer) in enumerate(rows):
         start, end = len(prompt) - 1, len(prompt) + len(answer) - 1
@@ -132,12 +146,25 @@ def response_text(example: Example) -> str:
 
 
 def encode_source(source: Source, tokenizer: Any, max_length: int, probe_size: int) -> EncodedSource:
-    """`source` as tensors; the test split is left out on purpose (nobody sees it before the end)."""
+    """`source` as tensors; the test split is left out on purpose (nobody sees it before the end).
+
+    Raises:
+        UserError: of `encode_split`; where the source drops rows that do not fit: too few are left.
+    """
+    read = cache(partial(example_ids, tokenizer=tokenizer))  # Buffer and probe are parts of other splits.
+    source = fitting(replace(source, test=()), read, max_length)
     train, buffer, validation, probe = (
-        encode_split(rows, tokenizer, max_length) for rows in (source.train, source.buffer, source.validation, source.validation[:probe_size])
+        _encoded(rows, read, max_length, tokenizer.pad_token_id)
+        for rows in (source.train, source.buffer, source.validation, source.validation[:probe_size])
     )
     harmful = torch.tensor([bool(row.harmful) for row in source.validation]) if source.scorer == "refusal" else None
     return EncodedSource(source.name, source.scorer, train, buffer, probe, validation, harmful)
+
+
+def fitting_tests(source: Source, tokenizer: Any, max_length: int, longest_answer: int | None = None) -> Source:
+    """`source` with its test rows alone, without those that do not fit if it drops them (`fitting`)."""
+    tests = replace(source, train=(), buffer=(), validation=())
+    return fitting(tests, cache(partial(example_ids, tokenizer=tokenizer)), max_length, longest_answer)
 
 
 def gather(splits: Sequence[EncodedSplit], places: Sequence[tuple[int, int]]) -> Batch:
@@ -192,13 +219,9 @@ def _widened(rows: Tensor, width: int, value: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)
 
 
-def stacked_shape(splits: Sequence[EncodedSplit]) -> tuple[tuple[int, int], int]:
-    """Rows and width of `stack(splits)`, and its `num_scored`; nothing is stacked."""
+def stacked_shape(splits: Sequence[EncodedSplit]) -> BatchShape:
+    """That of `stack(splits)`; nothing is stacked."""
     width = max(split.input_ids.shape[1] for split in splits)
     num_rows = sum(map(len, splits))
-    longest = max(_num_scored(split.labels) // len(split) for split in splits)
-    return (num_rows, width), num_rows * longest
-
-
-def _num_scored(labels: Tensor) -> int:
-    return len(labels) * int((labels != IGNORED).sum(1).max())
+    longest = max(split.longest_answer for split in splits)
+    return BatchShape(num_rows, width, sum(split.num_tokens for split in splits), num_rows * longest)

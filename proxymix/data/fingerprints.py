@@ -1,9 +1,9 @@
-"""What decides the content of a source, without reading it: the keys of caches.
+"""What decides the content of a source, without building it: the keys of caches.
 
-    SourceConfig → its settings + size and time of the files it reads;   proxymix modules → a hash of their code
+    SourceConfig → its settings + SHA-256 of the files it reads;   proxymix modules → a hash of their code
 
-Building a builtin source or parsing a file takes about as long as encoding it, so a key of the content would save only half. A file is known by
-its size and modification time, as `make` knows it; a data set's hub name is taken at its word.
+Building a builtin source or parsing a file takes about as long as encoding it, so a key of the rows would save only half. A data set's hub name
+is taken at its word.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def content_key(facts: Any) -> str:
 
 def source_facts(config: Config, spec: SourceConfig) -> dict[str, Any]:
     """All that decides the rows and splits of a configured source, but for the code."""
-    sizes = config.tuning.model_dump(include={"buffer_size", "anchor_buffer_size", "validation_size"})
+    sizes = config.tuning.model_dump(include={"buffer_size", "anchor_buffer_size"}) | {"probe_size": config.tuning.probe_size}
     files = [] if spec.format == "builtin" else file_facts(_files(spec, Path(config.data_root or ".") / (spec.path or "")))
     anchor, test_size = spec in config.sequence.anchors, config.evaluation.test_size
     facts = {"source": spec.model_dump(), "seed": config.seed, "anchor": anchor, "test_size": test_size, "files": files, **sizes}
@@ -40,8 +40,9 @@ def source_facts(config: Config, spec: SourceConfig) -> dict[str, Any]:
 
 
 def file_facts(paths: Iterable[Path]) -> list[list[Any]]:
-    """Name, size and modification time of every file, in a fixed order."""
-    return sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in set(paths) if path.is_file())
+    """Name and SHA-256 of every file, in a fixed order. Each is read once a process, and again when it has changed in any way."""
+    found = ((path, path.stat()) for path in set(paths) if path.is_file())
+    return sorted([path.name, _sha256(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)] for path, s in found)
 
 
 @cache
@@ -52,6 +53,13 @@ def code_hash(*parts: str) -> str:
     for file in files:
         digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def _sha256(path: Path, *state: int) -> str:
+    """Of the content, as long as `state` is the file's: its times alone would not tell of what was put in its place with an old one's."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(spec: SourceConfig, path: Path) -> list[Path]:

@@ -4,43 +4,46 @@
     cl_benchmark  <folder>/<group>/<task>/{train,dev,test}.json         {"sentence", "label"} + labels.json + instruction_config.json
     trace         <folder>/<task>/{train,eval,test}.json                {"prompt", "answer"}
 
-Validation and test files may be absent, except in cl_benchmark; they are then carved from train (`splits`).
+Validation and test files may be absent, except in cl_benchmark; they are then carved from train (`splits`). A row whose prompt or answer is empty is
+a mistake like any other, unless the reader is given a list `left_out`: then it is skipped, and what was wrong with it goes there.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from proxymix.data.chat import chat_example
 from proxymix.data.splits import Pools
-from proxymix.errors import UserError
+from proxymix.errors import UnfitRowError, UserError
 from proxymix.types import Example
 
 _ROLES = ("system", "user", "assistant", "tool")
 
 
-def read_jsonl(path: Path) -> Pools:
+def read_jsonl(path: Path, left_out: list[str] | None = None) -> Pools:
     """The rows of a JSON-lines file, or of a folder with `train.jsonl` and perhaps `validation.jsonl` and `test.jsonl`.
 
     Raises:
         UserError: a file cannot be read or a row is wrong; names file and line.
     """
     if path.is_file():
-        return Pools(train=examples_from_rows(_jsonl_rows(path)))
+        return Pools(train=examples_from_rows(_jsonl_rows(path), left_out))
     _require(path / "train.jsonl", "a jsonl source is a file, or a folder that holds train.jsonl")
     splits = (path / f"{split}.jsonl" for split in ("train", "validation", "test"))
-    return Pools(*(examples_from_rows(_jsonl_rows(file)) if file.exists() else () for file in splits))
+    return Pools(*(examples_from_rows(_jsonl_rows(file), left_out) if file.exists() else () for file in splits))
 
 
-def read_cl_benchmark(folder: Path, task: str) -> Pools:
+def read_cl_benchmark(folder: Path, task: str, left_out: list[str] | None = None) -> Pools:
     """One task of the standard continual-learning benchmark; the answer is the label, the prompt lists the options.
 
     Args:
         folder: holds `instruction_config.json` and a folder per group.
         task: `<group>/<task>`, such as `TC/agnews`.
+        left_out: see above.
 
     Raises:
         UserError: a file is missing, a row is wrong, or its label is not in `labels.json`; names file and row.
@@ -62,15 +65,16 @@ def read_cl_benchmark(folder: Path, task: str) -> Pools:
             raise UserError(f"{place}: label must be one of {labels_file}, got {label!r}; known are {labels}")
         return Example(f"{header}{sentence.strip()}\nAnswer:", label)
 
-    return Pools(*(_examples(home / f"{split}.json", parse) for split in ("train", "dev", "test")))
+    return Pools(*(_examples(home / f"{split}.json", parse, left_out) for split in ("train", "dev", "test")))
 
 
-def read_trace(folder: Path, task: str) -> Pools:
+def read_trace(folder: Path, task: str, left_out: list[str] | None = None) -> Pools:
     """One task of the TRACE benchmark.
 
     Args:
         folder: holds a folder per task.
         task: name of the task's folder.
+        left_out: see above.
 
     Raises:
         UserError: `train.json` is missing or a row is wrong; names file and row.
@@ -82,14 +86,15 @@ def read_trace(folder: Path, task: str) -> Pools:
     home = folder / task
     _require(home / "train.json", "a trace task is a folder with train.json, eval.json and test.json")
     files = (home / f"{split}.json" for split in ("train", "eval", "test"))
-    return Pools(*(_examples(file, parse) if file.exists() else () for file in files))
+    return Pools(*(_examples(file, parse, left_out) if file.exists() else () for file in files))
 
 
-def examples_from_rows(rows: Iterable[tuple[str, Any]]) -> tuple[Example, ...]:
+def examples_from_rows(rows: Iterable[tuple[str, Any]], left_out: list[str] | None = None) -> tuple[Example, ...]:
     """Rows of `prompt`/`response` or `messages`, each with an optional `harmful` and `tests`, as examples.
 
     Args:
         rows: pairs of a row and the place it was read at (`file:line`), for messages.
+        left_out: see above.
 
     Raises:
         UserError: a row is wrong, or some rows have `harmful` and others do not; names the place.
@@ -103,11 +108,26 @@ def examples_from_rows(rows: Iterable[tuple[str, Any]]) -> tuple[Example, ...]:
             raise UserError(f"{place}: harmful must be true or false, got {_short(harmful)}")
         if examples and (harmful is None) != (examples[0].harmful is None):
             raise UserError(f"{place}: harmful must be given in every row or in none, got {_short(harmful)} after rows that differ")
-        if "messages" in row:
-            examples.append(_conversation(row["messages"], harmful, place))
-        else:
-            examples.append(Example(_text(row, "prompt", place), _text(row, "response", place), harmful, tests=_tests(row.get("tests"), place)))
+        with _unfit_rows_go(left_out):
+            examples.append(_example(row, harmful, place))
     return tuple(examples)
+
+
+def _example(row: Mapping[str, Any], harmful: bool | None, place: str) -> Example:
+    if "messages" in row:
+        return _conversation(row["messages"], harmful, place)
+    return Example(_text(row, "prompt", place), _text(row, "response", place), harmful, tests=_tests(row.get("tests"), place))
+
+
+@contextmanager
+def _unfit_rows_go(left_out: list[str] | None) -> Iterator[None]:
+    """To `left_out`, where it is given, instead of stopping the reader."""
+    try:
+        yield
+    except UnfitRowError as error:
+        if left_out is None:
+            raise
+        left_out.append(str(error))
 
 
 def _tests(value: Any, place: str) -> str | None:
@@ -127,18 +147,21 @@ def _conversation(messages: Any, harmful: bool | None, place: str) -> Example:
             raise UserError(f"{place}: messages.{index} must have a role among {', '.join(_ROLES)}, got {_short(message)}")
         _text(message, "content", f"{place}: messages.{index}")
     if messages[-1]["role"] != "assistant":
-        raise UserError(f"{place}: the last message must be the assistant's, got role {messages[-1]['role']!r}; it is the answer to learn")
+        raise UnfitRowError(f"{place}: the last message must be the assistant's, got role {messages[-1]['role']!r}; it is the answer to learn")
     return chat_example([(message["role"], message["content"]) for message in messages[:-1]], messages[-1]["content"], harmful)
 
 
-def _examples(file: Path, parse: Callable[[Mapping[str, Any], str], Example]) -> tuple[Example, ...]:
+def _examples(file: Path, parse: Callable[[Mapping[str, Any], str], Example], left_out: list[str] | None) -> tuple[Example, ...]:
     rows = _json(file)
     if not isinstance(rows, list):
         raise UserError(f"{file}: must hold a list of rows, got {_short(rows)}")
+    examples = []
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise UserError(f"{file}: row {index} must be an object, got {_short(row)}")
-    return tuple(parse(row, f"{file}: row {index}") for index, row in enumerate(rows))
+        with _unfit_rows_go(left_out):
+            examples.append(parse(row, f"{file}: row {index}"))
+    return tuple(examples)
 
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
@@ -175,7 +198,10 @@ def _require(file: Path, rule: str) -> None:
 def _text(row: Mapping[str, Any], key: str, place: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place}: {key} must be a non-empty string, got {_short(value) if key in row else 'no such key'}")
+        # A cell may be empty; a key that is not there, or no text, is a mistake about all rows.
+        empty = key in row and (value is None or isinstance(value, str))
+        fault = f"{place}: {key} must be a non-empty string, got {_short(value) if key in row else 'no such key'}"
+        raise UnfitRowError(f"{fault}; mend the row, or leave such rows out with unfit: drop") if empty else UserError(fault)
     return value
 
 

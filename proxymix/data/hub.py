@@ -17,7 +17,14 @@ _SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev", "ev
 _KEYS = ("prompt", "response", "messages", "harmful", "tests")
 
 
-def read_huggingface(path: str, columns: Mapping[str, str], subset: str | None = None, train: str | None = None) -> Pools:
+def read_huggingface(
+    path: str,
+    columns: Mapping[str, str],
+    subset: str | None = None,
+    train: str | None = None,
+    left_out: list[str] | None = None,
+    revision: str | None = None,
+) -> Pools:
     """The data set's own train, validation and test splits; what is absent is left empty.
 
     Args:
@@ -26,34 +33,57 @@ def read_huggingface(path: str, columns: Mapping[str, str], subset: str | None =
             mapped goes by its own name. A class label is read as its name, another number as its text.
         subset: the data set's configuration, where it has several.
         train: name of the split that training rows come from; None: `train`.
+        left_out: see `proxymix.data.formats`.
+        revision: commit, tag or branch of a data set on the hub; None: the newest.
 
     Raises:
         UserError: the data set cannot be loaded, has no train split or lacks a column; or a row is wrong.
     """
     if unknown := set(columns) - set(_KEYS):
         raise UserError(f"columns: keys must be among {', '.join(_KEYS)}, got {sorted(unknown)}")
-    splits = _load(path, subset)
+    splits = _load(path, subset, revision)
     if (train or "train") not in splits:
         raise UserError(f"huggingface {path!r}: needs a split {train or 'train'!r}, got {list(splits)}; name the one to learn from in split")
     known = _SPLITS | ({"train": (train,)} if train else {})
     chosen = {split: next((splits[name] for name in names if name in splits), None) for split, names in known.items()}
-    return Pools(**{split: examples_from_rows(_rows(data, columns, f"{path}[{split}]")) for split, data in chosen.items() if data is not None})
+    found = {split: _rows(data, columns, f"{path}[{split}]") for split, data in chosen.items() if data is not None}
+    return Pools(**{split: examples_from_rows(rows, left_out) for split, rows in found.items()})
 
 
-def _load(path: str, subset: str | None) -> dict[str, Any]:
+def _load(path: str, subset: str | None, revision: str | None) -> dict[str, Any]:
     import datasets  # half a second, and only this format needs it
 
+    folder = Path(path)
+    if revision is not None and folder.exists():
+        raise UserError(f"revision: must be null for a folder, got {revision!r} and {path!r}; set it to null, or give the data set's name on the hub")
     try:
-        folder = Path(path)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             data = datasets.load_from_disk(path)
         else:
-            data = datasets.load_dataset(path, name=subset)
+            _check_revision(path, subset, revision)
+            data = datasets.load_dataset(path, name=subset, revision=revision)
+    except UserError:
+        raise
     except Exception as error:  # `datasets` lets through whatever its file systems, parsers and HTTP client raise
         raise UserError(
-            f"huggingface {path!r}: cannot be loaded ({type(error).__name__}: {error}); check path, task (the subset) and the network"
+            f"huggingface {path!r}: cannot be loaded ({type(error).__name__}: {error}); check path, task (the subset), revision and the network"
         ) from error
     return dict(data) if isinstance(data, dict) else {"train": data}
+
+
+def _check_revision(path: str, subset: str | None, revision: str | None) -> None:
+    """Away from the hub, `datasets` takes what it has prepared last, of whatever revision."""
+    from datasets import load_dataset_builder
+    from datasets.packaged_modules.cache.cache import Cache
+
+    if revision is None:
+        return
+    builder = load_dataset_builder(path, name=subset, revision=revision)
+    if isinstance(builder, Cache) and builder.hash != revision:
+        raise UserError(
+            f"revision: the hub is away, and what is here of {path!r} is commit {builder.hash}, got {revision!r}; "
+            "set it to that commit, or run where the hub can be reached"
+        )
 
 
 def _rows(data: Any, columns: Mapping[str, str], place: str) -> Iterator[tuple[str, Any]]:
@@ -83,6 +113,6 @@ def _named(value: Any, feature: Any) -> Any:
 
 def _filled(template: str, row: Mapping[str, Any], place: str) -> str:
     try:
-        return template.format_map(row)
+        return template.format_map({column: "" if value is None else value for column, value in row.items()})
     except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"columns: the template {template!r} does not fit {place} ({type(error).__name__}: {error}); it has {list(row)}") from error

@@ -12,6 +12,7 @@ import numpy as np
 
 from proxymix.config import Config, SourceConfig
 from proxymix.data.chat import as_chat
+from proxymix.data.fitting import say_once
 from proxymix.data.formats import read_cl_benchmark, read_jsonl, read_trace
 from proxymix.data.hub import read_huggingface
 from proxymix.data.splits import Pools, SplitSizes, source_generator, split_source
@@ -20,7 +21,7 @@ from proxymix.errors import UserError
 from proxymix.types import Scorer, Source
 
 VALIDATION_ROWS = 64
-"""Rows of each source's validation split; the controller sees the loss of the first `tuning.validation_size`."""
+"""Rows of each source's validation split; the controller sees the loss of the first `tuning.probe_size`."""
 
 
 def configured_source(config: Config, spec: SourceConfig) -> Source:
@@ -28,7 +29,7 @@ def configured_source(config: Config, spec: SourceConfig) -> Source:
     tuning = config.tuning
     sizes = SplitSizes(
         buffer=tuning.anchor_buffer_size if spec in config.sequence.anchors else tuning.buffer_size,
-        validation=max(VALIDATION_ROWS, tuning.validation_size),
+        validation=max(VALIDATION_ROWS, tuning.probe_size),
         test=config.evaluation.test_size,
     )
     source = load_source(spec, data_root=config.data_root, sizes=sizes, seed=config.seed)
@@ -59,10 +60,13 @@ def load_source(spec: SourceConfig, *, data_root: str | None, sizes: SplitSizes,
         return replace(build_source(str(spec.task), spec.world, sizes, seed), name=spec.label)
     # By where the rows come from, not by label: the same file under another name must not get other test rows.
     generator = source_generator(seed, "/".join((spec.format, spec.path or "", spec.task or "")))
-    pools = _read(spec, Path(data_root or "."), generator)
+    left_out: list[str] | None = [] if spec.unfit == "drop" else None
+    pools = _read(spec, Path(data_root or "."), generator, left_out)
+    if left_out:
+        say_once(f"source {spec.label!r}: {len(left_out)} rows without a prompt or an answer are left out, the first: {left_out[0]}")
     if spec.harmful is not None:
         pools = Pools(*(tuple(replace(row, harmful=spec.harmful) for row in rows) for rows in (pools.train, pools.validation, pools.test)))
-    return _scored(split_source(spec.label, pools, sizes, generator), spec.scorer)
+    return replace(_scored(split_source(spec.label, pools, sizes, generator), spec.scorer), unfit=spec.unfit)
 
 
 def _scored(source: Source, scorer: Scorer | None) -> Source:
@@ -73,16 +77,16 @@ def _scored(source: Source, scorer: Scorer | None) -> Source:
     return replace(source, scorer=scorer or source.scorer)
 
 
-def _read(spec: SourceConfig, root: Path, generator: np.random.Generator) -> Pools:
+def _read(spec: SourceConfig, root: Path, generator: np.random.Generator, left_out: list[str] | None) -> Pools:
     path = root / (spec.path or "")  # an absolute `spec.path` replaces the root
     match spec.format:
         case "jsonl":
-            return read_jsonl(path)
+            return read_jsonl(path, left_out)
         case "cl_benchmark":
-            return read_cl_benchmark(path, str(spec.task))
+            return read_cl_benchmark(path, str(spec.task), left_out)
         case "trace":
-            return read_trace(path, str(spec.task))
+            return read_trace(path, str(spec.task), left_out)
         case "xstest":
             return read_xstest(path, path.parent / spec.completions if spec.completions else None, generator)
         case _:  # huggingface, the one left
-            return read_huggingface(str(path) if path.exists() else str(spec.path), spec.columns, spec.task, spec.split)
+            return read_huggingface(str(path) if path.exists() else str(spec.path), spec.columns, spec.task, spec.split, left_out, spec.revision)

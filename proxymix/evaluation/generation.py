@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import torch
 
 from proxymix.config import Config
-from proxymix.data.encoding import example_ids
+from proxymix.data.encoding import example_ids, fitting_tests
 from proxymix.errors import UserError
+from proxymix.learners.models import load_causal
 from proxymix.types import Example, Source
 
 Tokens = list[int]
@@ -43,7 +44,7 @@ class TransformersGenerator:
     """Prompts of similar length that go together."""
 
     def __init__(self, base_folder: str, config: Config, tokenizer: Any) -> None:
-        """Args: `base_folder` is a model folder or hub name; `tokenizer` supplies the end and pad tokens."""
+        """Args: `base_folder` is a model folder or `reference`; `tokenizer` supplies the end and pad tokens."""
         from transformers import GenerationConfig
 
         self.precision = torch.bfloat16 if config.target.precision == "bf16" else torch.float32
@@ -59,9 +60,7 @@ class TransformersGenerator:
 
     def load(self, folder: str) -> None:
         """The model in `folder`, read anew."""
-        from transformers import AutoModelForCausalLM
-
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.precision).to(self.device).eval()
+        self.model = load_causal(folder, self.precision).to(self.device).eval()
         # A published model's own sampling defaults (penalties, temperatures) would fill whatever the settings leave open.
         self.model.generation_config = self.settings
 
@@ -106,6 +105,18 @@ def until(tokens: Tokens, end: int) -> Tokens:
 def answer_length(example: Example, tokenizer: Any) -> int:
     """Tokens of the right answer, its end token included."""
     return len(example_ids(example, tokenizer)[1])
+
+
+def askable(config: Config, sources: Sequence[Source], tokenizer: Any) -> list[Source]:
+    """The sources with their test rows alone: those that can be asked as the model is tuned, and answered.
+
+    Raises:
+        UserError: of `check_answers_fit`, or too few rows of a source that drops the others are left.
+    """
+    room, answer = config.tuning.max_length, config.evaluation.max_new_tokens
+    tests = [fitting_tests(source, tokenizer, room, answer if source.scorer == "exact_match" else None) for source in sources]
+    check_answers_fit(config, tests, tokenizer)
+    return tests
 
 
 def check_answers_fit(config: Config, sources: Sequence[Source], tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """Programs that a model wrote, run against the tests of their row: each in a process of its own, with bounds, and never in ours.
 
-    answer → the program in it + tests + a word that only who reached the end can say → unshare → limits → python -I → passed, failed, or no sandbox
+    answer → the program in it + tests + a word that only who reached the end can say
+           → unshare → limits → python -I → a mark: it begins → passed or failed          no mark: nothing was run, so nothing is scored
 
 Cut off: the network, other processes, the environment; bounded: time, memory, size of files, open files, processes (not for root, whom Linux lets
 have as many as he likes until the time is up). Not cut off: files that the user who runs this can read. Whoever fears a hostile model gives the
@@ -29,10 +30,20 @@ OPEN_FILES = 64
 _LAUNCH = """
 import os, resource, sys
 seconds, memory, size, files = map(int, sys.argv[1:5])
+mark, program, begin = sys.argv[5:]
 for what, limit in (("CPU", seconds), ("AS", memory), ("FSIZE", size), ("NOFILE", files), ("NPROC", 0), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + what), (limit, limit))
-os.execv(sys.executable, [sys.executable, "-I", "-B", sys.argv[5]])
+os.execv(sys.executable, [sys.executable, "-I", "-B", "-c", begin, mark, program])
 """
+_BEGIN = """
+import os, runpy, sys
+mark = int(sys.argv[1])
+os.write(mark, b"!")
+os.close(mark)
+sys.argv[:] = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""The mark goes through a pipe, which the program cannot take back: leaving itself unscored must not be in its power."""
 _FENCED = re.compile(r"```[ \t]*(?:[Pp]ython|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -55,7 +66,7 @@ def passes_tests(answer: str, tests: str, settings: CodeConfig) -> bool | None:
         settings: whether it may be run at all, and its bounds.
 
     Returns:
-        None where it was not run: `settings.enabled` is false, or the machine gives no sandbox.
+        None where it was not run: `settings.enabled` is false, or the machine gives no sandbox, or none in which Python starts within the bounds.
     """
     if not settings.enabled or not (settings.allow_network or isolation_works()):
         return None
@@ -66,21 +77,42 @@ def passes_tests(answer: str, tests: str, settings: CodeConfig) -> bool | None:
         file.write_text(f"{program_in(answer)}\n\n{tests}\n\nprint({word!r})\n", encoding="utf-8", errors="replace")
         limits = (int(settings.timeout_s) + 1, settings.memory_mib << 20, FILE_BYTES, OPEN_FILES)
         isolated = ISOLATE if isolation_works() else ()
-        command = [*isolated, sys.executable, "-I", "-c", _LAUNCH, *map(str, limits), str(file)]
-        return _ended_well(command, output, settings.timeout_s) and output.read_bytes().rstrip().endswith(word.encode())
+        seen, mark = os.pipe()
+        try:
+            command = [*isolated, sys.executable, "-I", "-c", _LAUNCH, *map(str, limits), str(mark), str(file), _BEGIN]
+            ended_well = _ended_well(command, output, settings.timeout_s, mark)
+            return ended_well and output.read_bytes().rstrip().endswith(word.encode()) if _begun(seen) else None
+        finally:
+            os.close(seen)
 
 
-def _ended_well(command: list[str], output: Path, timeout_s: float) -> bool:
-    with output.open("wb") as stream:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.DEVNULL,
-            cwd=output.parent,
-            env={"PATH": os.defpath},
-            start_new_session=True,
-        )
+def _begun(seen: int) -> bool:
+    """Whether the mark was left; a process that outlived the program may still hold the other end."""
+    os.set_blocking(seen, False)
+    try:
+        return os.read(seen, 1) != b""
+    except BlockingIOError:
+        return False
+
+
+def _ended_well(command: list[str], output: Path, timeout_s: float, mark: int) -> bool:
+    """Whether the command ended by itself and without a fault; closes our end of `mark`."""
+    try:
+        with output.open("wb") as stream:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.DEVNULL,
+                cwd=output.parent,
+                env={"PATH": os.defpath},
+                start_new_session=True,
+                pass_fds=(mark,),
+            )
+    except OSError:  # No room for another process, say.
+        return False
+    finally:
+        os.close(mark)
     try:
         return process.wait(timeout_s) == 0
     except subprocess.TimeoutExpired:

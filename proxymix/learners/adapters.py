@@ -5,8 +5,8 @@ LoraConfig + model → module names → peft → adapters beside frozen weights 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from proxymix.errors import UserError
 
 if TYPE_CHECKING:
     from proxymix.config import LoraConfig
+
+Copy = TypeVar("Copy")
 
 
 def with_adapters(model: Any, lora: LoraConfig) -> Any:
@@ -54,20 +56,27 @@ def module_names(model: Any, modules: str | Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
-def merged_state(base: Any) -> dict[str, Tensor]:
-    """The weights with adapters added, under the names they have without adapters.
+def merged_state(base: Any, copied: Callable[[Tensor], Copy]) -> dict[str, Copy]:
+    """What `copied` makes of every weight, adapters added where there are some, under the names they have without adapters.
 
-    Computed beside the model: peft's own merging in place and back is not exact, so every checkpoint would move the frozen weights.
+    Computed beside the model: peft's own merging in place and back is not exact, so every checkpoint would move the frozen weights. One matrix is
+    merged at a time, so there is room beside the model for the largest of them and no more. What is tied is copied once.
     """
-    from peft.tuners.lora import LoraLayer
-
     state = {name: value for name, value in base.state_dict(keep_vars=True).items() if ".lora_" not in name}
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            deltas = [module.get_delta_weight(adapter).float() for adapter in module.active_adapters]
-            state[f"{name}.base_layer.weight"] = torch.stack([weight.float(), *deltas]).sum(0).to(weight.dtype)
-    return {name.replace(".base_layer.", "."): value for name, value in state.items()}
+    # By identity of the weights below the adapters: they stay, so nothing else can have theirs meanwhile.
+    adapted = {id(module.get_base_layer().weight): module for module in base.modules() if hasattr(module, "get_delta_weight")}
+    copies: dict[int, Copy] = {}
+    for value in state.values():
+        if id(value) not in copies:
+            copies[id(value)] = copied(_merged(adapted[id(value)]) if id(value) in adapted else value)
+    return {name.replace(".base_layer.", "."): copies[id(value)] for name, value in state.items()}
+
+
+def _merged(layer: Any) -> Tensor:
+    """The weight of a layer of peft's, its adapters added."""
+    weight = layer.get_base_layer().weight
+    deltas = [layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters]
+    return torch.stack([weight.float(), *deltas]).sum(0).to(weight.dtype)
 
 
 def _check_matches(model: Any, names: Sequence[str]) -> None:

@@ -138,7 +138,7 @@ class LeanLlama(nn.Module):
         body, attention = [*body, keys], last.num_heads * last.head_size
         tail = sum(p.numel() for p in every) - sum(p.numel() for p in body)
         head = self.embedding if self.head is None else self.head
-        return replace(ModelShape.of(body, head[0], attention * len(layers)), tail=tail, tail_attention=attention)
+        return replace(ModelShape.of(body, head[0], attention * len(layers)), tail=tail, tail_attention=attention, skips_padding=True)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Fresh weights, normal with the config's `initializer_range`; norms stay 1."""

@@ -43,7 +43,10 @@ class StageLearner(Protocol):
 class ResumableLearner(StageLearner, Protocol):
     """One whose state can be taken and put back."""
 
-    model: LanguageModel
+    @property
+    def model(self) -> LanguageModel:
+        """What is tuned."""
+        ...
 
     def restore_base(self) -> None:
         """Back to the weights it was built with."""

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,11 +23,11 @@ from proxymix.data.portions import Portion, portions
 from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.learners.learner import EVALUATION_ROWS, token_losses
 from proxymix.learners.models import TransformersModel
-from proxymix.learners.parallel import forget_whole, gradients_stay, put, spread, whole
+from proxymix.learners.parallel import Strategy, forget_whole, gradients_stay, put, spread, whole
 from proxymix.learners.schedule import rate_factor
 
 if TYPE_CHECKING:
-    from proxymix.tuning_config import TargetConfig, TuningConfig
+    from proxymix.tuning_config import StepConfig, TuningConfig
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 APART = 0.05
@@ -36,27 +37,30 @@ APART = 0.05
 class LargeLearner:
     """Tunes one model of transformers; implements `ResumableLearner`."""
 
-    def __init__(self, model: TransformersModel, tuning: TuningConfig, target: TargetConfig, workers: DeviceMesh | None = None) -> None:
+    def __init__(
+        self, model: TransformersModel, tuning: TuningConfig, settings: StepConfig, workers: DeviceMesh | None = None, strategy: Strategy = "ddp"
+    ) -> None:
         """Stands at `model`.
 
         Args:
             model: what is tuned of it requires gradients; on its device, or anywhere where `workers` share its parts.
             tuning: the schedule.
-            target: precision, portions, packs, gradient checkpointing, parallelism.
+            settings: precision, portions, packs, gradient checkpointing.
             workers: that tune together, `[num_workers]`; None: this one alone.
+            strategy: what each of them holds.
 
         Raises:
             UserError: packs are asked for, and the model does not keep rows of a pack apart.
         """
-        self.model, self.tuning, self.target, self.workers = model, tuning, target, workers
+        self.model, self.tuning, self.settings, self.workers = model, tuning, settings, workers
         self.rank, self.world_size = (0, 1) if workers is None else (workers.get_local_rank(), workers.size())
         self.shape = model.shape
-        self.network = spread(model, target.parallelism.strategy, workers)
+        self.network = spread(model, strategy, workers)
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.device = next(iter(self.parameters.values())).device
-        if target.gradient_checkpointing:
+        if settings.gradient_checkpointing:
             model.checkpoint_gradients()
-        if target.pack_tokens is not None:
+        if settings.pack_tokens is not None:
             self._check_rows_stay_apart()
         # Beside the accelerator, which has better uses for its memory.
         self.base = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
@@ -85,10 +89,11 @@ class LargeLearner:
         num_answer_tokens = batch.num_answer_tokens
         losses = torch.zeros(len(batch.labels), device=self.device)
         self.optimizer.zero_grad()
-        shares = self._portions(batch, self.target.micro_batch_size)
+        shares = self._portions(batch, self.settings.micro_batch_size)
         for index, portion in enumerate(shares):
             with gradients_stay(self.network, index < len(shares) - 1):
-                part, _ = self._row_losses(portion, len(losses), self.network)
+                scores, labels, rows = self._scores(portion, self.network)
+                part = torch.zeros_like(losses).index_add(0, rows, token_losses(scores, labels))
                 # The divisor is the global one, so that gradients of portions add up to the batch's; those of workers are averaged.
                 torch.autograd.backward(part.sum() * self.world_size / num_answer_tokens)
             losses += part.detach()
@@ -140,31 +145,26 @@ class LargeLearner:
                 put(self.optimizer.state[parameter][moment], tensors[f"optimizer.{name}.{moment}"])
 
     def _portions(self, batch: Batch, lines_at_once: int | None) -> list[Portion]:
-        packs = self.target.pack_tokens
+        packs = self.settings.pack_tokens
         return portions(batch, rank=self.rank, world_size=self.world_size, lines_at_once=lines_at_once, pack_tokens=packs)
 
-    def _row_losses(self, portion: Portion, num_rows: int, network: nn.Module) -> tuple[Tensor, Tensor]:
-        """Summed loss of each row of the batch, nats, and how many of its answer tokens greedy decoding would miss, `[num_rows]`.
-
-        Rows of other portions have 0.
-        """
+    def _scores(self, portion: Portion, network: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every answer token of a portion, whichever its row: scores `[num_tokens, vocabulary]`, the token, and its row of the batch."""
         scored = portion.labels != IGNORED
         labels, rows = (values[scored].to(self.device) for values in (portion.labels, portion.rows))
         positions = None if portion.positions is None else portion.positions.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.target.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             scores = network(portion.input_ids.to(self.device), scored.to(self.device), positions)
-        scores = scores.float()
-        zeros = torch.zeros(num_rows, device=self.device)
-        missed = (scores.detach().argmax(-1) != labels).float()
-        return zeros.index_add(0, rows, token_losses(scores, labels)), zeros.index_add(0, rows, missed)
+        return scores.float(), labels, rows
 
     @torch.no_grad()
     def _evaluate(self, probes: Mapping[str, EncodedSplit]) -> dict[str, tuple[Tensor, Tensor]]:
-        """`_row_losses` of every probe's rows, on the CPU."""
+        """Of every probe's rows, on the CPU: summed losses, nats, and how many answer tokens greedy decoding would miss, each `[num_rows]`."""
         batch, _ = stack(list(probes.values()))
         totals = torch.zeros(2, len(batch.labels), device=self.device)
-        for portion in self._portions(batch, self.target.micro_batch_size or EVALUATION_ROWS):
-            totals += torch.stack(self._row_losses(portion, totals.shape[1], self.model))
+        for portion in self._portions(batch, self.settings.micro_batch_size or EVALUATION_ROWS):
+            scores, labels, rows = self._scores(portion, self.model)
+            totals.index_add_(1, rows, torch.stack([token_losses(scores, labels), (scores.argmax(-1) != labels).float()]))
         self._sum_over_workers(totals)
         parts = torch.split(totals.double().cpu(), [len(probe) for probe in probes.values()], dim=1)
         return {name: (part[0], part[1]) for name, part in zip(probes, parts, strict=True)}
@@ -182,16 +182,19 @@ class LargeLearner:
     @torch.no_grad()
     def _check_rows_stay_apart(self) -> None:
         """Scores of a short row in a pack against the row alone: what an architecture does with positions is measured and not looked up."""
+        name = type(self.model.causal).__name__
+        if "position_ids" not in inspect.signature(self.model.causal.forward).parameters:
+            raise UserError(f"target.pack_tokens: must be null for this model ({name}), which takes no position_ids to tell rows by; set it to null")
         row = torch.arange(4)
         alone = portions(Batch(row[None], row[None]))[0]
         pack = portions(Batch(torch.stack([row + 3, row]), row.repeat(2, 1)), pack_tokens=8)[0]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.target.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             scores = [self.model(p.input_ids.to(self.device), (p.labels >= 0).to(self.device), _on(p.positions, self.device)) for p in (alone, pack)]
         difference = float((scores[1][-len(row) :] - scores[0]).abs().max())
         if difference > APART * float(scores[0].abs().max()):
             raise UserError(
-                f"target.pack_tokens: must be null for this model ({type(self.model.causal).__name__}), which does not keep the rows of a pack "
-                f"apart: scores differ by {difference:.2g}; set it to null"
+                f"pack_tokens: must be null for this model ({name}), which does not keep the rows of a pack apart: "
+                f"scores differ by {difference:.2g}; set it to null"
             )
 
 

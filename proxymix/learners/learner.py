@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxymix.config import TuningConfig
 
 EVALUATION_ROWS = 128
-"""Rows that are validated at a time; bounds the memory of a large model's probes, and keeps a tiny one's in the cache."""
+"""Rows that are validated at a time, at most; bounds the memory of a large model's probes, and keeps a tiny one's in the cache."""
 
 
 class Learner:
@@ -181,10 +181,9 @@ class Learner:
     def _read(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """`_answers` of every replica to the same rows `[rows, length]`, a part of them at a time."""
         replicas = self.model.num_replicas
-        at_once = max(1, EVALUATION_ROWS // replicas)
-        for start in range(0, len(batch.labels), at_once):
-            input_ids, labels = (values[start : start + at_once].expand(replicas, -1, -1) for values in (batch.input_ids, batch.labels))
-            yield self._answers(Batch(input_ids, labels))
+        num_parts = math.ceil(len(batch.labels) / max(1, EVALUATION_ROWS // replicas))
+        for rows in zip(batch.input_ids.tensor_split(num_parts), batch.labels.tensor_split(num_parts), strict=True):
+            yield self._answers(Batch(*(values.expand(replicas, -1, -1) for values in rows)))
 
 
 def token_losses(scores: Tensor, labels: Tensor) -> Tensor:

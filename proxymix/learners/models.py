@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ from proxymix.errors import UserError
 from proxymix.learners.adapters import merged_state, with_adapters
 from proxymix.learners.decoder import LeanLlama
 from proxymix.learners.parallel import whole
+from proxymix.learners.published import Published, published_config, unreadable
 
 if TYPE_CHECKING:  # Else no pydantic is needed here: the GPU benchmarks run where there is none.
     from proxymix.config import LoraConfig
@@ -72,18 +73,13 @@ class TransformersModel(nn.Module):
         """Loads it.
 
         Args:
-            folder: a local folder or a hub name.
+            folder: a local folder, or a hub name with or without a revision (`published.reference`).
             lora: None: all weights are tuned.
             precision: `bf16` keeps frozen weights and saved ones in bf16; what is tuned is in fp32 all the same, or small updates would be lost.
         """
         super().__init__()
-        from transformers import AutoModelForCausalLM
-
         self.saved_as = torch.bfloat16 if precision == "bf16" else torch.float32
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.saved_as if lora else torch.float32)
-        except (OSError, ValueError) as error:
-            raise UserError(f"model: transformers cannot load {folder!r}: {error}") from error
+        model = load_causal(folder, self.saved_as if lora else torch.float32)
         self.model = with_adapters(model, lora) if lora else model
         self.lora = lora
 
@@ -93,7 +89,7 @@ class TransformersModel(nn.Module):
         return self.model.get_base_model() if self.lora else self.model
 
     def forward(self, input_ids: Tensor, scored: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The output embeddings' scores at some places.
+        """The model's own scores at some places: whatever it does to those of its output layer (scales, caps) is done.
 
         Args:
             input_ids: `[num_lines, length]`, padded on the right.
@@ -103,13 +99,11 @@ class TransformersModel(nn.Module):
         Returns:
             `[num_scored, vocabulary]`, line by line.
         """
-        scores: Tensor = self.model.get_output_embeddings()(self._states(input_ids, positions)[scored])
-        return scores
+        return self._scores(input_ids, lambda states: states[scored][None], positions)[0]
 
     def logits(self, input_ids: Tensor, places: Tensor) -> Tensor:
-        """The output embeddings' scores at `places`."""
-        scores: Tensor = self.model.get_output_embeddings()(self._states(input_ids[0]).take_along_dim(places[0, :, :, None], dim=1))
-        return scores[None]
+        """The model's own scores at `places`."""
+        return self._scores(input_ids[0], lambda states: states.take_along_dim(places[0, :, :, None], dim=1))[None]
 
     def checkpoint_gradients(self) -> None:
         """From now on activations within a layer are computed anew in the backward pass instead of being kept."""
@@ -120,12 +114,29 @@ class TransformersModel(nn.Module):
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True  # It asks for that. Its parts stay as they were, without dropout.
 
-    def _states(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Last hidden states `[num_lines, length, width]`; right padding needs no mask under causal attention."""
-        body = getattr(self.causal, self.causal.base_model_prefix)
+    def _scores(self, input_ids: Tensor, chosen: Callable[[Tensor], Tensor], positions: Tensor | None = None) -> Tensor:
+        """A forward pass of the model as its authors wrote it, but its output layer gets no more than what is `chosen` of `[lines, length, width]`.
+
+        Scores of every place would take more memory than the rest of the pass. Right padding needs no mask under causal attention.
+        """
+        taken = []
+
+        def choose(module: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor]:
+            taken.append(module)
+            return (chosen(states[0]),)
+
         given = {} if positions is None else {"position_ids": positions}
-        states: Tensor = body(input_ids=input_ids, use_cache=False, **given).last_hidden_state
-        return states
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            scores: Tensor = self.causal(input_ids=input_ids, use_cache=False, **given).logits
+        finally:
+            hook.remove()
+        if len(taken) != 1:
+            raise UserError(
+                f"model: {type(self.causal).__name__} must give its scores by one call of its output layer, got {len(taken)}; "
+                "take a model of another architecture"
+            )
+        return scores
 
     def token_embeddings(self) -> Tensor:
         """The input embeddings' table."""
@@ -144,22 +155,37 @@ class TransformersModel(nn.Module):
 
     def snapshot(self, keep: bool = True) -> Callable[[Path], None]:
         """Of the full model in its own architecture, adapters merged into a copy of the weights; or of the adapters alone, as peft has them."""
-        alone = self.lora is not None and not self.lora.merged
-        if alone:
-            state = {name: value for name, value in self.model.state_dict(keep_vars=True).items() if ".lora_" in name}
-        else:
-            state = merged_state(self.causal) if self.lora else self.causal.state_dict(keep_vars=True)
-        # One copy of what is tied, or it would be saved twice.
-        copies = {id(value): self._as_saved(value, keep) for value in state.values()}
-        kept = {name: copies[id(value)] for name, value in state.items()}
-        if alone:  # peft would look on the hub whether embeddings were changed.
-            return lambda folder: self.model.save_pretrained(folder, state_dict=kept, save_embedding_layers=False)
+        copied = partial(self._as_saved, keep=keep)
+        if self.lora is not None and not self.lora.merged:
+            alone = {name: copied(value) for name, value in self.model.state_dict(keep_vars=True).items() if ".lora_" in name}
+            # peft would look on the hub whether embeddings were changed.
+            return lambda folder: self.model.save_pretrained(folder, state_dict=alone, save_embedding_layers=False)
+        kept = merged_state(self.causal, copied)
         return lambda folder: self.causal.save_pretrained(folder, state_dict=kept)
 
     def _as_saved(self, value: Tensor, keep: bool) -> Tensor | None:
         """A copy of all of `value`, beside the accelerator; every worker helps to gather it."""
         gathered = whole(value.detach())
         return gathered.to("cpu", self.saved_as if value.is_floating_point() else value.dtype, copy=True) if keep else None
+
+
+def load_causal(folder: str, dtype: torch.dtype) -> Any:
+    """The causal language model of transformers in `folder` (or `published.reference`); from safetensors alone, for other weights are pickles.
+
+    Raises:
+        UserError: it cannot be loaded so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(**Published.of(folder).arguments, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        rule = "its weights must be in safetensors: convert a pickle that you trust with `save_pretrained`"
+        raise unreadable("model", folder, error, rule) from error
+    # Capped scores of attention (Gemma 2): torch's fused attention would leave the caps out.
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")
+    return model
 
 
 def load_model(
@@ -181,7 +207,7 @@ def load_tokenizer(folder: str | Path, chat_template: Literal["own", "plain"] = 
     """The tokenizer beside a model, with a pad token.
 
     Args:
-        folder: of the model, or its hub name.
+        folder: of the model, or its `reference`.
         chat_template: as in `ModelConfig`.
 
     Raises:
@@ -199,24 +225,23 @@ def load_tokenizer(folder: str | Path, chat_template: Literal["own", "plain"] = 
 
 
 def check_window(folder: str | Path, max_length: int) -> None:
-    """Makes sure that rows of `max_length` tokens fit the model in `folder`, a folder or hub name.
+    """Makes sure that rows of `max_length` tokens fit the model in `folder`, a folder or `reference`.
 
     Raises:
         UserError: they are longer than what it was made for, or it has no configuration that can be read.
     """
-    from transformers import AutoConfig
+    check_reach(published_config(folder), str(folder), max_length)
 
-    try:
-        config = AutoConfig.from_pretrained(str(folder)).get_text_config()
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: transformers cannot read the configuration of {str(folder)!r}: {error}") from error
-    window = getattr(config, "max_position_embeddings", None)
+
+def check_reach(config: Any, model: str, max_length: int) -> None:
+    """As `check_window`, where the configuration of `model` is known already."""
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
     if window is not None and max_length > window:
-        raise UserError(f"tuning.max_length: must be at most the {window} tokens of the model's window ({folder}), got {max_length}; lower it")
+        raise UserError(f"tuning.max_length: must be at most the {window} tokens of the model's window ({model}), got {max_length}; lower it")
 
 
 def save_model(model: LanguageModel, base_folder: str | Path, folder: Path) -> None:
-    """A complete Hugging Face folder: `model` with the tokenizer of `base_folder` (a folder or hub name), exactly as its authors made it."""
+    """A complete Hugging Face folder: `model` with the tokenizer of `base_folder` (or `reference`), exactly as its authors made it."""
     write_model(model.snapshot(), base_folder, folder)
 
 
@@ -234,9 +259,9 @@ def _published_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(**Published.of(folder).arguments)
     except (OSError, ValueError) as error:
-        raise UserError(f"model: no tokenizer can be loaded from {folder!r}: {error}") from error
+        raise unreadable("tokenizer of the model", folder, error) from error
 
 
 _kept_tokenizer = lru_cache(maxsize=2)(_published_tokenizer)

@@ -21,11 +21,13 @@ from proxymix.account import Cost, Meter
 from proxymix.artifacts import read_json, write_folder, write_json
 from proxymix.config import Config, ModelConfig, TuningConfig
 from proxymix.data.chat import PLAIN_TEMPLATE
-from proxymix.data.encoding import encode_split, gather
+from proxymix.data.encoding import encode_split, example_ids, gather
+from proxymix.data.fitting import fits
 from proxymix.data.sources import configured_source
 from proxymix.data.tokenizers import train_bpe, word_tokenizer
 from proxymix.learners.decoder import LeanLlama
 from proxymix.learners.learner import Learner
+from proxymix.learners.published import reference
 from proxymix.types import Example
 
 PRESETS = {"nano": (32, 2, 96), "micro": (64, 2, 192), "mini": (96, 3, 256), "small": (128, 4, 384)}
@@ -44,7 +46,7 @@ def base_folder(config: Config, model: ModelConfig) -> str:
     A `path` or `hub` model is its own base.
     """
     if model.preset is None:
-        return str(model.path or model.hub)
+        return reference(model)
     determined_by = {
         "recipe": _RECIPE,
         "preset": model.preset,
@@ -143,6 +145,8 @@ def llama_config(preset: str, tokenizer: Any, max_length: int) -> dict[str, Any]
 def _train(network: LeanLlama, corpus: Sequence[Example], tokenizer: Any, config: Config, progress: Progress | None) -> int:
     """Trains in place; returns the operations that took."""
     settings = config.pretraining
+    if any(spec.unfit == "drop" for spec in config.sequence.anchors):  # How many go is said where the anchor itself is encoded.
+        corpus = [row for row in corpus if fits(*example_ids(row, tokenizer), config.tuning.max_length)]
     split = encode_split(corpus, tokenizer, config.tuning.max_length)
     learner = Learner(network, TuningConfig(learning_rate=settings.learning_rate, batch_size=settings.batch_size))
     learner.begin_task(settings.num_steps)
@@ -151,7 +155,7 @@ def _train(network: LeanLlama, corpus: Sequence[Example], tokenizer: Any, config
         rows = rng.integers(len(split), size=settings.batch_size)
         batch = gather([split], [(0, int(row)) for row in rows])
         learner.train_step(batch)
-        flops += learner.shape.training_flops(batch.input_ids.shape, batch.num_scored)
+        flops += learner.shape.training_flops(batch.shape)
         if progress is not None and (index % 20 == 0 or index + 1 == settings.num_steps):
             progress(index + 1, settings.num_steps)
     return flops

@@ -13,6 +13,7 @@ import torch
 from proxymix.errors import UserError
 from proxymix.learners.adapters import with_adapters
 from proxymix.learners.pretraining import build_tokenizer, llama_config
+from proxymix.learners.published import published_config, reference
 
 if TYPE_CHECKING:
     from proxymix.config import Config, LoraConfig, ModelConfig
@@ -60,11 +61,11 @@ def architecture(config: Config, model: ModelConfig) -> Any:
             values["vocab_size"] = config.pretraining.vocabulary_size
         return AutoConfig.for_model(**values)
     try:
-        return AutoConfig.from_pretrained(model.path or model.hub, local_files_only=True)
-    except (OSError, ValueError) as error:
+        return published_config(reference(model), local_files_only=True)
+    except UserError as error:
         if model.geometry is None:
             raise UserError(
-                f"model: the shape of {model.path or model.hub!r} is not known here ({str(error).splitlines()[0]}); "
+                f"model: the shape of {reference(model)!r} is not known here ({str(error.__cause__).splitlines()[0]}); "
                 "give model.geometry as its config.json has it, or download the model"
             ) from error
     try:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from proxymix.cases import sequence_tasks
+from proxymix.learners.published import Published, reference
 
 if TYPE_CHECKING:
     from proxymix.config import Config, SourceConfig
@@ -38,7 +40,7 @@ def reachable(config: Config, ask_data: Question | None = None, ask_model: Quest
 
     Args:
         config: of the run.
-        ask_data: says something about a data set on the hub, or raises; None: the hub's own client.
+        ask_data: says something about a data set on the hub (`name`, or `name@revision`), or raises; None: the hub's own client.
         ask_model: the same for models.
     """
     hub = _Hub(ask_data, ask_model)
@@ -50,9 +52,13 @@ def reachable(config: Config, ask_data: Question | None = None, ask_model: Quest
         elif model.path:
             found.append(Found(role, model.path, "here" if (Path(model.path) / "config.json").is_file() else "missing"))
         else:
-            found.append(hub.model(role, model.hub))
-    specs = {spec.model_dump_json(): spec for spec in (*config.sequence.anchors, *sequence_tasks(config), *(config.controller.curriculum.pool or ()))}
-    return found + [_source(config, spec, hub) for spec in specs.values()]
+            found.append(hub.model(role, reference(model)))
+    return found + [_source(config, spec, hub) for spec in every_source(config)]
+
+
+def every_source(config: Config) -> list[SourceConfig]:
+    """Anchors, tasks and what the curriculum draws from, each once."""
+    return list(dict.fromkeys((*config.sequence.anchors, *sequence_tasks(config), *(config.controller.curriculum.pool or ()))))
 
 
 def _source(config: Config, spec: SourceConfig, hub: _Hub) -> Found:
@@ -61,7 +67,7 @@ def _source(config: Config, spec: SourceConfig, hub: _Hub) -> Found:
         return Found(spec.label, origin, "here", "generated")
     path = Path(config.data_root or ".") / (spec.path or "")
     if spec.format == "huggingface" and not path.exists():
-        return hub.data(spec.label, str(spec.path), origin)
+        return hub.data(spec.label, f"{spec.path}@{spec.revision}" if spec.revision else str(spec.path), origin)
     needed = path / str(spec.task) / "train.json" if spec.format in ("cl_benchmark", "trace") else path
     return Found(spec.label, origin, "here" if needed.exists() else "missing", "" if needed.exists() else f"no {needed}")
 
@@ -73,8 +79,8 @@ class _Hub:
         from huggingface_hub import HfApi
 
         api = HfApi()
-        self._ask_data: Question = ask_data or (lambda name: api.dataset_info(name, timeout=TIMEOUT_S))
-        self._ask_model: Question = ask_model or (lambda name: api.model_info(name, timeout=TIMEOUT_S))
+        self._ask_data: Question = ask_data or partial(_ask, api.dataset_info)
+        self._ask_model: Question = ask_model or partial(_ask, api.model_info)
         self._away = ""
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
@@ -85,7 +91,7 @@ class _Hub:
         return self._found(name, repository, repository, self._ask_model)
 
     def _found(self, name: str, repository: str, origin: str, ask: Question) -> Found:
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         if self._away:
             return Found(name, origin, "unknown", self._away)
@@ -93,9 +99,16 @@ class _Hub:
             ask(repository)
         except GatedRepoError:
             return Found(name, origin, "missing", "gated: accept its licence on the hub and export HF_TOKEN")
+        except RevisionNotFoundError:
+            return Found(name, origin, "missing", "the hub has the name, but not this revision")
         except RepositoryNotFoundError:
             return Found(name, origin, "missing", "no such name on the hub, or HF_TOKEN may not see it")
         except Exception as error:  # The client lets through whatever its HTTP library raises.
             self._away = f"the hub does not answer ({type(error).__name__})"
             return Found(name, origin, "unknown", self._away)
         return Found(name, origin, "on the hub")
+
+
+def _ask(info: Callable[..., Any], place: str) -> Any:
+    name, revision = Published.of(place)
+    return info(name, revision=revision, timeout=TIMEOUT_S)

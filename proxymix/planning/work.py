@@ -34,11 +34,11 @@ class Rates(Strict):
     measured_by: str | None = None
     """The command and date, for whoever reads the plan."""
     target_tokens_per_s: float | None = Field(default=None, gt=0)
-    """Tuning of the target, padding included, on one worker."""
+    """Tuning of the target on one worker. Padding is not counted, here as below: a plan has every row at its longest."""
     proxy_tokens_per_s: float | None = Field(default=None, gt=0)
     """Tuning of the proxy in one env runner."""
     generated_tokens_per_s: float | None = Field(default=None, gt=0)
-    """Answers of one evaluation actor."""
+    """Answers of one evaluation actor, each as if it were `evaluation.max_new_tokens` long."""
     dollars_per_gpu_hour: float | None = Field(default=None, gt=0)
 
 
@@ -103,13 +103,13 @@ def work_of(config: Config) -> Work:
 def hours_of(config: Config, work: Work, rates: Rates) -> dict[str, float | None]:
     """Hours of every part, by name, in the order they run; scoring goes on beside tuning."""
     parallel = config.target.parallelism.num_workers
-    runners = max(1, config.controller.num_env_runners)
+    at_once, runners = max(1, config.controller.num_env_runners), max(1, config.started_env_runners)
 
     def hours(tokens: int, rate: float | None, times: int) -> float | None:
         return 0.0 if tokens == 0 else None if rate is None else tokens / (rate * times) / 3600
 
     return {
-        "pilots, proxy": hours(work.pilot_tokens, rates.proxy_tokens_per_s, runners),
+        "pilots, proxy": hours(work.pilot_tokens, rates.proxy_tokens_per_s, at_once),
         "pilots, target": hours(work.pilot_tokens, rates.target_tokens_per_s, parallel),
         "controller": hours(work.proxy_tokens, rates.proxy_tokens_per_s, runners),
         "tuning": hours(work.target_tokens, rates.target_tokens_per_s, parallel),

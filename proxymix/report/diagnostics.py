@@ -17,10 +17,10 @@ from proxymix.report.theme import ACCENT, HUES, MUTED, WARM, label_right, new_ax
 
 MARKERS = "osD^vPX*"
 PHASES = (
-    *("pretrain_base", "check_mirroring", "train_controller", "start_serve", "serve_controller"),
-    *("tune_target", "start_engines", "evaluate", "report"),
+    *("start_ray", "pretrain_base", "check_mirroring", "train_controller", "start_serve", "serve_controller"),
+    *("tune_ahead", "tune_target", "start_engines", "evaluate", "report"),
 )
-MEANWHILE = ("start_serve", "start_engines")
+MEANWHILE = ("start_serve", "tune_ahead", "start_engines")
 """Phases that go on beside others; their time is in the run's only as far as it was waited for."""
 WINDOW = 5
 """Iterations in the running mean of the reward."""

@@ -116,6 +116,8 @@ def _learning(data: RunData) -> Section:
     episodes = sum(row["episodes"] for row in rows)
     text = f"{len(rows)} iterations, {episodes} proxy episodes. Each iteration trains on one case, so the score moves with the case"
     text += ": compare it with the reference on that same case." if has_reference(rows) else "; this reward has no reference to hold it against."
+    dropped = sum(row.get("num_dropped", 0) for row in rows)
+    text += f" {dropped} more episodes were lost with an env runner that died or hung, and run again." if dropped else ""
     panels = [
         Panel("learning-score", f"Score{' and reference' * has_reference(rows)} over {len(rows)} iterations.", plot_score(rows)),
         Panel("learning-reward", f"Mean reward over {len(rows)} iterations with its running mean.", plot_reward(rows)),

@@ -1,0 +1,97 @@
+"""What Ray Serve's own proxy answers in front of the service: a full queue, and a replica that is killed with a request under way."""
+
+import os
+import signal
+import socket
+import time
+import warnings
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPResponse
+
+import httpx
+import pytest
+from fake_service import example, save
+
+from proxymix.service_config import ServiceConfig
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray Serve itself uses parts of pydantic that are deprecated.
+    import ray
+    from ray.serve.context import _get_global_client
+
+    from services.app import MAX_IN_FLIGHT
+    from services.deployment import deploy, undeploy
+    from services.replica import MAX_QUEUED_REQUESTS
+
+from test_serve import free_port
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+HALF_A_REQUEST = b"POST /v1/decisions HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("controller")
+    save(folder, 0.1)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    service = ServiceConfig(port=free_port())
+    try:
+        deploy(folder, service)
+        yield service.port
+        undeploy()
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture
+def http(port):
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as http:
+        yield http
+
+
+@contextmanager
+def unfinished(port):
+    """A request whose body never ends, so that it stays where it is."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
+        connection.sendall(HALF_A_REQUEST)
+        yield connection
+
+
+def until(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def num_under_way():
+    """Requests that the one replica has taken."""
+    (actor,) = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if "SERVE_REPLICA" in actor["name"]]
+    return ray.get(ray.get_actor(**actor).get_num_ongoing_requests.remote())
+
+
+def test_a_full_queue_is_503_with_retry_after_until_there_is_room(port, http):
+    with ExitStack() as held:
+        for _ in range(MAX_IN_FLIGHT + MAX_QUEUED_REQUESTS):
+            held.enter_context(unfinished(port))
+        until(lambda: num_under_way() == MAX_IN_FLIGHT)
+        refused = until(lambda: answer if (answer := http.post("/v1/decisions", json=example())).status_code != 200 else None)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.headers["content-type"].startswith("text/plain")
+    until(lambda: http.post("/v1/decisions", json=example()).status_code == 200)
+
+
+def test_a_request_that_dies_with_its_replica_is_serves_500_and_the_next_one_waits_for_another(port, http):
+    (app,) = _get_global_client().get_serve_details()["applications"].values()
+    ((replica,),) = [deployment["replicas"] for deployment in app["deployments"].values()]
+    with unfinished(port) as connection:
+        until(lambda: num_under_way() == 1)
+        os.kill(replica["pid"], signal.SIGKILL)
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 500
+        assert answer.headers.get_content_type() == "text/plain"
+        assert answer.read() == b"Internal Server Error"
+    assert http.post("/v1/decisions", json=example()).status_code == 200
