@@ -128,10 +128,16 @@ class TargetRuns:
         if self._task is not None or not self._unfinished:
             return
         name = f"{self.config.name}/{next(_numbers)}"
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        context = ray.get_runtime_context()
+        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
+        # For Train asks a dashboard whether its controller lives: that of the machine's newest cluster unless it is told which is ours, and when the
+        # controller is unknown there it takes the workers' place away.
+        ours = {"env_vars": {"RAY_ADDRESS": context.gcs_address}}
         self._awaited = ray.remote(Awaited).options(name=f"controller of {name}", num_cpus=0, scheduling_strategy=here).remote()
         steering, place = Steering(self._awaited), (self.base_folder, self.run_dir)
-        self._task = _tune.options(name=f"tune/{name}", scheduling_strategy=here).remote(self.config, self.assignments, *place, steering)
+        self._task = _tune.options(name=f"tune/{name}", scheduling_strategy=here, runtime_env=ours).remote(
+            self.config, self.assignments, *place, steering
+        )
         self._began = time.perf_counter()
 
     def steer(self, choose: Choose) -> float:

@@ -1,15 +1,13 @@
 """A sweep on a stand-in for proxy tuning, and a session of it that is killed half-way."""
 
-import logging
 import os
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
-import ray
 from fake_tuning import FakeTuning, SlowTuning, fake_cases, in_parallel, tiny_config
+from own_ray import own_ray
 
 from cluster.sweep import run_sweep
 from cluster.sweep_trial import RUNGS, SweepPlan, Validation
@@ -47,11 +45,8 @@ def timeless(trials):
     return [trial | {"rungs": [{key: value for key, value in rung.items() if key != "cpu_seconds"} for rung in trial["rungs"]]} for trial in trials]
 
 
-def start_ray():
-    environment = {"env_vars": {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, of its future defaults.
-        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
+def ray_of_trials():
+    return own_ray(4, {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
 
 
 def learnt_plan(folder, **sweep):
@@ -60,8 +55,8 @@ def learnt_plan(folder, **sweep):
 
 
 def session(folder, sweep):
-    start_ray()
-    run_sweep(learnt_plan(Path(folder), **sweep))
+    with ray_of_trials():
+        run_sweep(learnt_plan(Path(folder), **sweep))
 
 
 def killed_session(folder, sweep):

@@ -5,6 +5,7 @@ import time
 import warnings
 
 import pytest
+from own_ray import own_ray
 
 from proxymix.errors import UserError
 
@@ -20,9 +21,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceW
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray(8):
+        yield
 
 
 @pytest.fixture(autouse=True)

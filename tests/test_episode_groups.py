@@ -1,4 +1,3 @@
-import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from own_ray import own_ray
 
 from cluster.episode_groups import EpisodePlan, hand_out, time_limit
 
@@ -53,10 +53,8 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def cluster():
-    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
-    yield
-    ray.shutdown()
+    with own_ray(2, {"PYTHONPATH": str(Path(__file__).parent)}):
+        yield
 
 
 def handed_out(tmp_path, trouble, timeout_s=600.0):

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from own_ray import own_ray
 
 from proxymix.artifacts import read_json, target_folder, write_folder
 from proxymix.cases import load_sources
@@ -51,9 +52,8 @@ CONFIG = config_with("transformers")
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray(4):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 
 import pytest
+from own_ray import own_ray
 
 from proxymix.account import Account
 from proxymix.cases import draw_cases
@@ -13,7 +14,6 @@ from proxymix.errors import UserError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import ray
 
     from cluster.guard_runs import run_guard_cases
 
@@ -22,9 +22,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceW
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-    yield
-    ray.shutdown()
+    with own_ray(2, {"OMP_NUM_THREADS": "1"}):
+        yield
 
 
 def test_guard_runs_are_made_once_and_not_without_the_controller(cluster, smoke_config, smoke_builder, base_folder, tmp_path):

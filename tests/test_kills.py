@@ -10,6 +10,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import own_ray
 import pytest
 from mid_stage import AT, arm
 from test_tuning import ADAPTED, LossSensitive, base, config_with, marked, rows_of, wait_until, without_seconds
@@ -67,8 +68,11 @@ def start_ray(address="local"):
     for module in (test_tuning, mid_stage, sys.modules[MidStage.__module__]):
         ray.cloudpickle.register_pickle_by_value(module)  # Workers cannot import a test.
     os.environ["RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION"] = "0"  # It asks for a dashboard.
-    own = {"num_cpus": NUM_CPUS, "include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}, **own)
+    variables = {"OMP_NUM_THREADS": "1"}
+    if address == "local":
+        own_ray.start_ray(NUM_CPUS, variables)
+    else:
+        ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": variables})
 
 
 def drive(base, run_dir, address):

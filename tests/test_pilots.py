@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from own_ray import own_ray
 
 from cluster.tuning import target_builder
 from proxymix.account import Account
@@ -28,9 +29,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceW
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-    yield
-    ray.shutdown()
+    with own_ray(2, {"OMP_NUM_THREADS": "1"}):
+        yield
 
 
 def test_equal_bases_are_trained_once(cluster, smoke_config, base_folder, tmp_path, monkeypatch):

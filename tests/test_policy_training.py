@@ -1,7 +1,5 @@
 import json
-import logging
 import time
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +9,7 @@ import pytest
 import ray
 import torch
 from fake_tuning import DyingTuning, FakeTuning, HangingTuning, LaterHangingTuning, fake_cases, in_parallel, tiny_config
+from own_ray import own_ray
 
 import cluster.episode_groups as episode_groups
 from cluster.policy_training import LEARNING_CURVE, freeze_controller, train_policy
@@ -29,12 +28,8 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def cluster():
-    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, of its future defaults.
-        ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, runtime_env=environment)
-    yield
-    ray.shutdown()
+    with own_ray(4, {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}):
+        yield
 
 
 def train(out, config=None, environment=FakeTuning, on_iteration=lambda row: None, cases=None):

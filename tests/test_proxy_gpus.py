@@ -1,13 +1,12 @@
 """GPUs of proxies as Ray shares them out: of a cluster that only says it has some."""
 
-import logging
 import os
-import warnings
 from pathlib import Path
 
 import pytest
 import ray
 from fake_tuning import FakeTuning, fake_cases, in_parallel, tiny_config
+from own_ray import own_ray
 
 from cluster.policy_training import train_policy
 from cluster.session import _needs
@@ -26,20 +25,8 @@ RECIPE = Path(__file__).parents[1] / "configs" / "llama3_8b_s1.yaml"
 
 @pytest.fixture(scope="module")
 def cluster():
-    environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own, of its future defaults.
-        ray.init(
-            address="local",
-            num_cpus=4,
-            num_gpus=1,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env=environment,
-        )
-    yield
-    ray.shutdown()
+    with own_ray(4, {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}, num_gpus=1):
+        yield
 
 
 def on_half_a_gpu(**controller):

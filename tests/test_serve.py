@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from cable import Cable
+from own_ray import own_ray
 
 from proxymix.config import ServiceConfig
 from proxymix.controllers.baselines import UniformReplay
@@ -66,9 +67,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray(2):
+        yield
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 from fake_service import save
+from own_ray import own_ray
 
 from proxymix.service_config import ServiceConfig
 
@@ -27,9 +28,8 @@ NUM_SLOW = 12
 
 @pytest.fixture
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray(2):
+        yield
 
 
 def become(number, seconds):

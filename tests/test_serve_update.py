@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 from fake_service import example, save
+from own_ray import own_ray
 
 from proxymix.controllers.baselines import UniformReplay
 from proxymix.errors import UserError
@@ -38,9 +39,8 @@ BOUNDARY = DecisionRequest.model_validate(example()).to_boundary()
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray(2):
+        yield
 
 
 @pytest.fixture

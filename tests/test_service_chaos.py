@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 from fake_service import example, save
+from own_ray import own_ray
 
 from proxymix.controllers.baselines import UniformReplay
 from proxymix.service_config import ServedControllerConfig, ServiceConfig
@@ -18,7 +19,6 @@ from services.schemas import DecisionRequest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve itself uses parts of pydantic that are deprecated.
-    import ray
     from ray.serve.context import _get_global_client
 
     from services import deployment
@@ -33,9 +33,8 @@ TIME_LIMIT_S = 180.0
 
 @pytest.fixture
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray(2):
+        yield
 
 
 class Runs(threading.Thread):

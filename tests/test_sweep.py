@@ -5,8 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import ray
-from fake_sweep import LEARNING_RATE, SIGMA, judge_learning_rate, judge_sigma, judge_what_was_learnt, plan, start_ray, timeless
+from fake_sweep import LEARNING_RATE, SIGMA, judge_learning_rate, judge_sigma, judge_what_was_learnt, plan, ray_of_trials, timeless
 from fake_tuning import DyingTuning, FakeTuning, fake_cases, in_parallel, tiny_config
 
 from cluster.policy_training import train_policy
@@ -25,9 +24,8 @@ RUNG = {"rung": 1, "episodes": 4, "flops": 10, "cpu_seconds": 1.0, "num_dropped"
 
 @pytest.fixture(scope="module")
 def cluster():
-    start_ray()
-    yield
-    ray.shutdown()
+    with ray_of_trials():
+        yield
 
 
 class FlatteringTuning(FakeTuning):

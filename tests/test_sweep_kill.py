@@ -1,8 +1,7 @@
 """A sweep on stand-in trials whose driver is killed, and the same sweep again: what comes out, and what is not run twice."""
 
 import pytest
-import ray
-from fake_sweep import LEARNING_RATE, SIGMA, judge_sigma, killed_session, learnt_plan, plan, start_ray, timeless
+from fake_sweep import LEARNING_RATE, SIGMA, judge_sigma, killed_session, learnt_plan, plan, ray_of_trials, timeless
 from test_sweep_search import proposals
 
 from cluster.sweep import account_for, run_sweep
@@ -16,9 +15,8 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def cluster():
-    start_ray()
-    yield
-    ray.shutdown()
+    with ray_of_trials():
+        yield
 
 
 @pytest.mark.parametrize(("search", "at_once"), [("random", 2), ("optuna", 1)])

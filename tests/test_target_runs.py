@@ -1,5 +1,9 @@
 """Target runs that begin before there is a controller."""
 
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from functools import partial
@@ -7,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from own_ray import own_ray
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -20,18 +25,29 @@ from proxymix.artifacts import read_jsonl, target_folder
 from proxymix.config import Config, load_config
 from proxymix.controllers.baselines import UniformReplay
 from proxymix.errors import UserError
+from proxymix.journal import is_finished
 from proxymix.learners.pretraining import pretrain_base
 
 pytestmark = pytest.mark.cluster
 SHARE = 0.25
+ANOTHER_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+print("there", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    environment = {**WORKER_ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent)}
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": environment})
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tempfile.mkdtemp(prefix="pmx", dir="/tmp")  # Sockets need a short path.
+        patch.setenv("RAY_TMPDIR", folder)  # What Ray writes down for the whole machine is there, and no other test's business.
+        with own_ray(4, {**WORKER_ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent)}):
+            yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +83,13 @@ def finish(targets):
         pass
 
 
+def workers(cluster):
+    """Train's, of this Ray alone."""
+    processes = psutil.process_iter(["cmdline", "environ"])
+    titled = (process for process in processes if "TrainWorker" in " ".join(process.info["cmdline"] or []))
+    return {process.pid for process in titled if (process.info["environ"] or {}).get("RAY_TMPDIR") == cluster}
+
+
 def choose(seed, sha256):
     return UniformReplay(SHARE)
 
@@ -93,16 +116,31 @@ def test_rules_are_tuned_first_and_proxymix_when_its_controller_is_there(cluster
         assert again.wait(0.0)
 
 
-def test_who_leaves_early_leaves_no_process(cluster, config, base, tmp_path):
-    def workers():
-        return {process.pid for process in psutil.process_iter(["cmdline"]) if "TrainWorker" in " ".join(process.info["cmdline"] or [])}
+def test_a_cluster_that_is_started_meanwhile_on_the_machine_changes_nothing(cluster, config, base, tmp_path):
+    """Ray Train asks the newest one whether its controller lives, unless it knows better."""
+    with runs(config, base, tmp_path) as targets:
+        targets.begin()
+        wait_until(lambda: is_finished(target_folder(tmp_path, "random_30", 0)))
+        with subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", ANOTHER_CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as another:
+            assert "there\n" in another.stdout
+            ours = workers(cluster)
+            assert not targets.wait(10.0)  # It is asked every second.
+            assert ours
+            assert workers(cluster) == ours
+            targets.steer(choose)
+            finish(targets)
+            another.stdin.close()
+    assert shares(tmp_path, "proxymix") == pytest.approx([SHARE] * config.tuning.stages_per_task)
 
-    before = workers()
+
+def test_who_leaves_early_leaves_no_process(cluster, config, base, tmp_path):
     with runs(config, base, tmp_path) as targets:
         targets.begin()
         wait_until(lambda: tuning_progress(config, tmp_path, [("random_30", 0)])[0] > 0)
-        assert workers() - before
-    wait_until(lambda: not workers() - before)
+        assert workers(cluster)
+    wait_until(lambda: not workers(cluster))
     wait_until(lambda: ray.available_resources().get("CPU") == 4)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from own_ray import own_ray
 
 from proxymix.artifacts import read_jsonl, target_folder
 from proxymix.cases import Case, sequence_tasks
@@ -54,9 +55,8 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION", "0")  # It asks for a dashboard.
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Workers cannot import a test.
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-        yield
-        ray.shutdown()
+        with own_ray(4, {"OMP_NUM_THREADS": "1"}):
+            yield
 
 
 @pytest.fixture(scope="module")

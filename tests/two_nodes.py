@@ -12,10 +12,12 @@ import sys
 from urllib.parse import urlsplit
 
 HEAD_CPUS, WORKER_CPUS = 6, 2
+NOBODY = 9
+"""The port of a dashboard that is not there, as in `own_ray.py`; not from there, for Ray reads its environment when it is imported."""
 
 
 def main(folder: str, store: str) -> None:
-    head_node = {"num_cpus": HEAD_CPUS, "include_dashboard": False, "temp_dir": folder}
+    head_node = {"num_cpus": HEAD_CPUS, "include_dashboard": False, "dashboard_port": NOBODY, "temp_dir": folder}
     if store == "rocksdb":
         os.environ |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": f"{folder}/gcs"}
     else:
