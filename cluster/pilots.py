@@ -6,32 +6,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
 import torch
 
 from cluster.case_keys import case_key
-from cluster.tasks import kept_builder, on_gpus, run_cached_tasks, run_tasks
-from cluster.tuning import target_builder
-from proxymix.account import Account, Cost, Meter
-from proxymix.cases import Case, proxy_builder
+from cluster.pilot import Role, pilot, pilot_together
+from cluster.session import this_cluster
+from cluster.tasks import on_gpus, run_cached_tasks, run_tasks
+from proxymix.account import Account, Cost
+from proxymix.cases import Case
 from proxymix.config import Config, ModelConfig
-from proxymix.continual import ContinualRun, run_continual
-from proxymix.controllers.baselines import UniformReplay
 from proxymix.learners.pretraining import base_folder, is_ready, pretrain_base
 from proxymix.metrics import relative_forgetting
 from proxymix.mirroring import Pilot
 from proxymix.planning.gpus import gpus_of
-from proxymix.types import StageRecord
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-ROLES: tuple[Literal["proxy"], Literal["target"]] = ("proxy", "target")
+ROLES: tuple[Role, Role] = ("proxy", "target")
 
 
 @ray.remote(num_cpus=0)
@@ -74,13 +72,18 @@ class PilotRun:
     """One model's way through one case."""
 
     config: Config
-    role: Literal["proxy", "target"]
+    role: Role
     folder: str
     """Base of the model."""
     case: Case
     """With the seed of its data stream."""
     id: str
     """In the account."""
+
+    @property
+    def takes_all_workers(self) -> bool:
+        """Whether the model is the target, and more than one worker can hold or compute."""
+        return self.role == "target" and self.config.target.parallelism.pilots_together
 
 
 def run_pilots(config: Config, folders: tuple[str, str], cases: Sequence[Case], account: Account, progress: Progress) -> list[Pilot]:
@@ -111,7 +114,7 @@ def accuracy_matrices(config: Config, runs: Sequence[PilotRun], account: Account
     """Validation accuracies of every run, `[A + T, A + T]`; a pilot that anyone has made is not run again.
 
     Args:
-        config: says where results are kept, and how many runs go on at once.
+        config: says where results are kept, and how many runs go on at once: one where a pilot takes all of the target's workers.
         runs: each gets a line in `account`.
         account: of the run.
         progress: called as pilots finish.
@@ -122,15 +125,16 @@ def accuracy_matrices(config: Config, runs: Sequence[PilotRun], account: Account
     def note(index: int, result: dict[str, Any], cached: bool) -> None:
         account.add("pilot", runs[index].id, runs[index].role, Cost(**result["cost"]), cached=cached)
 
-    at_once = max(1, config.controller.num_env_runners)
+    at_once = 1 if any(run.takes_all_workers for run in runs) else max(1, config.controller.num_env_runners)
     results = run_cached_tasks(Path(config.cache_root) / "pilots", keys, submissions, at_once, progress, note)
     return [np.array(result["matrix"]) for result in results]
 
 
 def _submission(run: PilotRun) -> Callable[[], ray.ObjectRef]:
-    which = ROLES.index(run.role)
-    pilot = on_gpus(_pilot, gpus_of(run.config, run.role))
-    return partial(pilot.options(name=f"pilot/{run.id}").remote, run.config, which, run.folder, run.case)
+    if run.takes_all_workers:
+        return partial(pilot_together.options(name=f"pilot/{run.id}", runtime_env=this_cluster()).remote, run.config, run.folder, run.case)
+    alone = on_gpus(pilot, gpus_of(run.config, run.role))
+    return partial(alone.options(name=f"pilot/{run.id}").remote, run.config, run.role, run.folder, run.case)
 
 
 def compared(matrices: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]], num_anchors: int) -> list[Pilot]:
@@ -146,40 +150,6 @@ def compared(matrices: Mapping[tuple[str, int], tuple[np.ndarray, np.ndarray]], 
         proxy, target = (relative_forgetting(matrix)[known] for matrix in both)
         pilots.append(Pilot(name, seed, proxy[:, 2], target[:, 2], gaps=proxy[:, 0], tasks=proxy[:, 1]))
     return pilots
-
-
-@ray.remote(num_cpus=1, max_retries=2)
-def _pilot(config: Config, which: int, folder: str, case: Case) -> dict[str, Any]:
-    """The accuracy matrix of one model on one case, and its cost."""
-    builder = kept_builder((proxy_builder, target_builder)[which], config.model_dump_json(), folder)
-    meter = Meter(gpus_of(config, ROLES[which]))
-    run = builder.build(case)
-    rows = _AccuracyRows(run)
-    run_continual(run, UniformReplay(config.transfer.replay_share), rows)
-    return {"matrix": rows.matrix().tolist(), "cost": asdict(meter.read(run.flops))}
-
-
-@dataclass
-class _AccuracyRows:
-    """A journal that keeps validation accuracies: first of the base model, then after every task."""
-
-    run: ContinualRun
-
-    def __post_init__(self) -> None:
-        self.rows = [self.run.validation_accuracies()]
-
-    def stage_finished(self, run: ContinualRun, record: StageRecord) -> None:
-        """Nothing to keep."""
-
-    def task_finished(self, run: ContinualRun, task_index: int) -> None:
-        """One more row."""
-        self.rows.append(run.validation_accuracies())
-
-    def matrix(self) -> np.ndarray:
-        """`[A + T, A + T]`: anchors count as learnt before the first task, so each has a row of the base model."""
-        names, anchors = list(self.rows[0]), len(self.run.anchors)
-        base, *after = ([row[name] for name in names] for row in self.rows)
-        return np.array([base] * anchors + after)
 
 
 def _known_pairs(matrices: Sequence[np.ndarray], num_anchors: int, floor: float = 0.2) -> np.ndarray:

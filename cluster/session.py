@@ -85,6 +85,15 @@ def dashboard_url() -> str | None:
     return f"http://{url}" if url else None
 
 
+def this_cluster() -> dict[str, dict[str, str]]:
+    """A `runtime_env` for tasks that start Ray Train.
+
+    Train asks a dashboard whether its controller lives: that of the machine's newest cluster unless it is told which is ours, and where the
+    controller is unknown it takes the workers' place away.
+    """
+    return {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}
+
+
 def spare_cores(config: Config) -> int:
     """Cores that learning the controller leaves idle, of this machine's or, if they are fewer, of Ray's free CPUs; needs a connected Ray."""
     free = min(os.cpu_count() or 1, int(ray.available_resources().get("CPU", 0)))

@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.session import spare_cores
+from cluster.session import spare_cores, this_cluster
 from cluster.tasks import task_result
 from cluster.tuning import Assignment, tune_targets
 from proxymix.artifacts import target_folder
@@ -128,14 +128,10 @@ class TargetRuns:
         if self._task is not None or not self._unfinished:
             return
         name = f"{self.config.name}/{next(_numbers)}"
-        context = ray.get_runtime_context()
-        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
-        # For Train asks a dashboard whether its controller lives: that of the machine's newest cluster unless it is told which is ours, and when the
-        # controller is unknown there it takes the workers' place away.
-        ours = {"env_vars": {"RAY_ADDRESS": context.gcs_address}}
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._awaited = ray.remote(Awaited).options(name=f"controller of {name}", num_cpus=0, scheduling_strategy=here).remote()
         steering, place = Steering(self._awaited), (self.base_folder, self.run_dir)
-        self._task = _tune.options(name=f"tune/{name}", scheduling_strategy=here, runtime_env=ours).remote(
+        self._task = _tune.options(name=f"tune/{name}", scheduling_strategy=here, runtime_env=this_cluster()).remote(
             self.config, self.assignments, *place, steering
         )
         self._began = time.perf_counter()

@@ -101,9 +101,9 @@ def tune_targets(
     plan = TuningPlan(config.model_copy(update={"data_root": data_root}), todo, base_folder, run_dir, controller_for, ready)
     plan.fault_path.unlink(missing_ok=True)
     try:
-        _trainer(plan, name).fit()
+        trainer(partial(_work, plan), config, name=name, storage=Path(run_dir)).fit()
     except TrainingFailedError as error:
-        raise UserError(f"tune_target: {_reason(error)}; every finished stage is kept, run the same command again to go on") from error
+        raise UserError(f"tune_target: {failure(error)}; every finished stage is kept, run the same command again to go on") from error
     fault = read_json(plan.fault_path)
     if fault is not None:
         raise UserError(fault["message"])
@@ -115,20 +115,28 @@ def tuning_progress(config: Config, run_dir: str | Path, assignments: Sequence[A
     return done, len(assignments) * len(sequence_tasks(config)) * config.tuning.stages_per_task
 
 
-def _trainer(plan: TuningPlan, name: str) -> TorchTrainer:
-    parallelism = plan.config.target.parallelism
+def trainer(work: Callable[[], None], config: Config, *, name: str, storage: Path) -> TorchTrainer:
+    """What runs `work` on the workers that the target is tuned by.
+
+    Args:
+        work: what every rank runs; what it finds it writes down itself.
+        config: of the run.
+        name: of the Ray Train run.
+        storage: folder for Train's own files, the same on every node.
+    """
+    parallelism = config.target.parallelism
     # Decisions travel as Python objects, so there is a CPU backend beside the GPUs'.
     backend = "cpu:gloo,cuda:nccl" if parallelism.use_gpu else "gloo"
     return TorchTrainer(
-        partial(_work, plan),
+        work,
         torch_config=TorchConfig(backend=backend),
         scaling_config=ScalingConfig(
             num_workers=parallelism.num_workers,
             use_gpu=parallelism.use_gpu,
-            resources_per_worker=_resources(plan.config),
+            resources_per_worker=_resources(config),
             placement_strategy="SPREAD" if parallelism.spread else "PACK",
         ),
-        run_config=RunConfig(name=name, storage_path=str(Path(plan.run_dir) / "ray_train"), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
+        run_config=RunConfig(name=name, storage_path=str(storage / "ray_train"), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
     )
 
 
@@ -136,7 +144,8 @@ def _resources(config: Config) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if config.target.parallelism.use_gpu else {"CPU": 1}
 
 
-def _reason(error: TrainingFailedError) -> str:
+def failure(error: TrainingFailedError) -> str:
+    """Why the workers did not get to the end, in one line."""
     if not isinstance(error, WorkerGroupError):
         return f"Ray Train stopped: {_last_line(error)}"
     return f"the workers failed {MAX_RESTARTS + 1} times, lastly with: {_last_line(*error.worker_failures.values())}"

@@ -193,6 +193,11 @@ class ParallelismConfig(Strict):
     use_gpu: bool = False
     """One GPU per worker."""
 
+    @property
+    def pilots_together(self) -> bool:
+        """Whether a pilot takes all workers too: one alone would hold all of a model that is spread out, or all of a step on its GPU."""
+        return self.num_workers > 1 and (self.strategy == "fsdp" or self.use_gpu)
+
 
 class CheckpointsConfig(Strict):
     """What a target run goes on from when it was stopped."""

@@ -13,7 +13,9 @@ from proxymix.account import Account
 from proxymix.cases import draw_cases, proxy_builder
 from proxymix.config import ModelConfig
 from proxymix.controllers.baselines import UniformReplay
+from proxymix.errors import UserError
 from proxymix.learners.pretraining import base_cost
+from proxymix.tuning_config import LoraConfig, ParallelismConfig, TargetConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray itself uses what is deprecated.
@@ -21,7 +23,7 @@ with warnings.catch_warnings():
 
     from cluster import pilots
     from cluster.case_keys import case_key
-    from cluster.pilots import pretrain_bases, run_pilots
+    from cluster.pilots import PilotRun, accuracy_matrices, pretrain_bases, run_pilots
     from cluster.tasks import run_cached_tasks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
@@ -76,6 +78,32 @@ def test_pilots_of_one_model_agree_and_are_run_once_for_all_runs(cluster, smoke_
     for account in accounts:
         assert {line.model: line.flops for line in account.made("pilot")} == expected
     assert [len(account.spent()) for account in accounts] == [2, 0]
+
+
+def test_a_target_that_is_spread_out_is_piloted_by_all_its_workers(cluster, smoke_config, base_folder, smoke_case, tmp_path):
+    """One alone would have to hold all of it: same accuracies and costs, and nothing left of Ray Train's files."""
+    together = ParallelismConfig(num_workers=2, strategy="fsdp")
+    found = {}
+    for name, parallelism in (("alone", ParallelismConfig()), ("together", together)):
+        target = TargetConfig(model=ModelConfig(path=base_folder, implementation="transformers"), parallelism=parallelism)
+        config = smoke_config.model_copy(update={"target": target, "cache_root": str(tmp_path / name)})
+        runs = [PilotRun(config, "target", base_folder, smoke_case, "pilot")]
+        account = Account(tmp_path / f"{name}.jsonl")
+        found[name] = accuracy_matrices(config, runs, account, lambda done, total: None)[0], account.flops("pilot", "pilot")
+        assert [path.suffix for path in (tmp_path / name / "pilots").iterdir()] == [".json"]
+    assert found["together"][0] == pytest.approx(found["alone"][0])
+    assert found["together"][1] == found["alone"][1]
+
+
+def test_a_mistake_that_all_workers_find_is_one_message(cluster, smoke_config, base_folder, smoke_case, tmp_path):
+    target = TargetConfig(
+        model=ModelConfig(path=base_folder, implementation="transformers"),
+        lora=LoraConfig(modules=["nothing_like_it"]),
+        parallelism=ParallelismConfig(num_workers=2, strategy="fsdp"),
+    )
+    config = smoke_config.model_copy(update={"target": target, "cache_root": str(tmp_path)})
+    with pytest.raises(UserError, match="nothing_like_it"):
+        accuracy_matrices(config, [PilotRun(config, "target", base_folder, smoke_case, "pilot")], Account(tmp_path / "costs.jsonl"), lambda *_: None)
 
 
 def test_a_damaged_entry_is_made_anew_and_another_case_is_another_entry(cluster, smoke_config, base_folder, smoke_case, tmp_path):

@@ -34,7 +34,7 @@ with warnings.catch_warnings():
     import ray
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    from cluster.tuning import _reason, target_builder, tune_targets, tuning_progress
+    from cluster.tuning import failure, target_builder, tune_targets, tuning_progress
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -223,9 +223,9 @@ def test_a_loss_that_explodes_is_told(cluster, base, tmp_path):
 def test_a_fault_that_stays_is_told_in_its_last_line():
     trace = "Traceback (most recent call last):\n  …\nRuntimeError: a wire is loose\n"
     assert (
-        _reason(WorkerGroupError("all of it", {1: RuntimeError(trace)})) == "the workers failed 4 times, lastly with: RuntimeError: a wire is loose"
+        failure(WorkerGroupError("all of it", {1: RuntimeError(trace)})) == "the workers failed 4 times, lastly with: RuntimeError: a wire is loose"
     )
-    assert _reason(ControllerError(RuntimeError("no room"))) == "Ray Train stopped: no room"
+    assert failure(ControllerError(RuntimeError("no room"))) == "Ray Train stopped: no room"
 
 
 def marked(mark):
