@@ -208,6 +208,6 @@ def _reading(source: SourceReading, seen: int, num_stages: int) -> SourceReading
     read = [0, *(i for i in range(1, seen) if losses[i] != losses[i - 1])]
     age, interval = seen - 1 - read[-1], read[-1] - read[-2] if len(read) > 1 else 1
     if source.role == "anchor":
-        return SourceReading(source.name, "anchor", losses, losses[0], age, interval)
+        return SourceReading(source.name, "anchor", losses, source.reference_loss, age, interval)
     role: Role = "past" if seen > num_stages else "current"
-    return SourceReading(source.name, role, losses, losses[num_stages] if role == "past" else None, age, interval)
+    return SourceReading(source.name, role, losses, source.reference_loss if role == "past" else None, age, interval)

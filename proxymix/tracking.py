@@ -1,8 +1,8 @@
 """Where a run's numbers go beside its own folder: MLflow, TensorBoard or Weights & Biases behind one small Protocol; off by default.
 
-    StageRecord → stage_values → Tracker.log(values, step) → the tracker's own store
+    StageRecord → stage_values → Tracker.log(values, step) → a queue → a thread → the tracker's own store
 
-The run folder stays the truth. A tracker that fails is told once and left alone: nothing about a run may depend on it.
+The run folder stays the truth. A tracker that fails, hangs or cannot keep up is told once and left alone: nothing about a run may depend on it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
 from proxymix.errors import UserError
@@ -23,6 +26,11 @@ logger = logging.getLogger(__name__)
 TrackerName = Literal["none", "mlflow", "tensorboard", "wandb"]
 LIBRARIES: dict[str, str] = {"mlflow": "mlflow", "tensorboard": "tensorboardX", "wandb": "wandb"}
 """What each is imported from. TensorBoard's files are written by the library that Ray Tune brings; `tensorboard` itself is only the viewer."""
+
+MAX_WAITING = 1000
+"""Stages or iterations that a slow tracker may be behind; further ones are left out of it."""
+CLOSE_S = 20.0
+"""What the end of a run waits for a tracker to catch up."""
 
 
 class TrackingConfig(Strict):
@@ -57,7 +65,7 @@ def check_tracker(tracking: TrackingConfig) -> None:
 
 
 def open_tracker(tracking: TrackingConfig, project: str, run: str, folder: Path) -> Tracker:
-    """The tracker that the config names, with a run opened in it.
+    """The tracker that the config names, which opens a run and takes values in a thread of its own: none of it keeps the caller.
 
     Args:
         tracking: of the config.
@@ -70,12 +78,7 @@ def open_tracker(tracking: TrackingConfig, project: str, run: str, folder: Path)
     """
     if tracking.tracker == "none":
         return NoTracker()
-    library = _library(tracking.tracker)
-    try:
-        return _OPENERS[tracking.tracker](library, tracking.address, project, run, folder)
-    except Exception as error:
-        logger.warning("tracking.tracker: %s could not be opened, the run goes on without it: %s", tracking.tracker, error)
-        return NoTracker()
+    return _QueuedTracker(tracking.tracker, partial(_OPENERS[tracking.tracker], _library(tracking.tracker), tracking.address, project, run, folder))
 
 
 def stage_values(record: StageRecord) -> dict[str, float]:
@@ -104,6 +107,45 @@ class NoTracker:
 
     def close(self) -> None:
         """Nothing."""
+
+
+class _QueuedTracker:
+    """A tracker that is opened, told and closed by one thread, in order: a server that does not answer keeps that thread alone."""
+
+    def __init__(self, name: str, opens: Callable[[], Tracker]) -> None:
+        self.name, self.opens = name, opens
+        self._waiting: SimpleQueue[tuple[Mapping[str, float], int] | None] = SimpleQueue()
+        self._is_off = self._is_behind = False
+        self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)  # Nor does it keep the process at its end.
+        self._thread.start()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if self._is_off:
+            return
+        if self._waiting.qsize() < MAX_WAITING:
+            self._waiting.put((values, step))
+        elif not self._is_behind:
+            self._is_behind = True
+            logger.warning("tracking.tracker: %s is %d behind, what it cannot take is left out of it from step %d on", self.name, MAX_WAITING, step)
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            logger.warning("tracking.tracker: %s has not caught up in %.0f s, its last values may be missing there", self.name, CLOSE_S)
+
+    def _work(self) -> None:
+        what = "could not be opened, the run goes on without it"
+        try:
+            tracker = self.opens()
+            what = "is off from here"
+            while (told := self._waiting.get()) is not None:
+                tracker.log(*told)
+            what = "could not be closed"
+            tracker.close()
+        except Exception as error:
+            self._is_off = True
+            logger.warning("tracking.tracker: %s %s: %s", self.name, what, error)
 
 
 class _TensorBoard:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
@@ -23,6 +24,8 @@ AWAY_STATUSES = frozenset({404, 408, 429})
 """Beside 5xx. 404: Serve answers it while the application is being replaced; a wrong address is found by `check_reachable`."""
 MAX_RETRY_AFTER_S = 30.0
 """A longer Retry-After is cut: the run must not stand still for as long as a server likes."""
+MAX_ANSWER_BYTES = 16 * 2**20
+"""The largest simulation that the service takes on is answered with a few megabytes."""
 NO_PROXY_HOSTS: dict[str, httpx.BaseTransport | None] = {"all://127.0.0.1": None, "all://localhost": None}
 """A company's HTTP_PROXY cannot reach this machine's own loopback."""
 
@@ -52,7 +55,7 @@ class ServiceConnection:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         token = token or bearer_token(service)
-        self.url = url
+        self.url, self.timeout_s, self._deadline = url, service.timeout_s, 0.0
         try:
             self.http = httpx.Client(
                 base_url=url,
@@ -60,6 +63,7 @@ class ServiceConnection:
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 transport=transport,
                 mounts=NO_PROXY_HOSTS,
+                event_hooks={"request": [self._start_clock]},
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise UserError(f"service.url: must be an http(s) address, got {url!r} ({error})") from error
@@ -94,29 +98,54 @@ class ServiceConnection:
         return self._attempts(self._send_once, method, path, body, headers)
 
     def _send_once(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> bytes:
+        content = b""
         try:
-            response = self.http.request(method, path, content=body, headers=headers)
+            with self.http.stream(method, path, content=body, headers=headers) as response:
+                for part in response.iter_bytes():
+                    content = content + part if content else part  # Nearly always there is but one.
+                    if len(content) > MAX_ANSWER_BYTES:
+                        break
         except httpx.UnsupportedProtocol as error:
             raise UserError(f"service.url: must start with http:// or https://, got {self.url!r}") from error
         except httpx.TransportError as error:
             raise AwayError(f"{type(error).__name__}: {error}") from error
         if response.status_code == 412:
-            raise AnotherControllerError(_detail(response))
+            raise AnotherControllerError(_detail(content))
         if response.status_code >= 500 or response.status_code in AWAY_STATUSES:
             raise AwayError(f"{response.status_code} {response.reason_phrase}", _retry_after_s(response))
         if response.status_code != 200:
-            raise UserError(_refusal(self.url, response))
-        return response.content
+            raise UserError(_refusal(self.url, response.status_code, content))
+        if len(content) > MAX_ANSWER_BYTES:
+            raise UserError(f"service.url: {self.url} answered with more than {MAX_ANSWER_BYTES} bytes; is it a controller service?")
+        return content
+
+    def _start_clock(self, request: httpx.Request) -> None:
+        """The clock of one attempt: the time-out of httpx itself begins anew with every byte that comes."""
+        self._deadline = time.monotonic() + self.timeout_s
+        request.extensions["trace"] = self._bound
+
+    def _bound(self, event: str, info: dict[str, Any]) -> None:
+        """Hears of every new connection: what it reads and writes from then on, it does in what is left of the attempt."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            stream = info["return_value"]
+            read, write = stream.read, stream.write
+            stream.read = lambda size, timeout=None: read(size, self._left())
+            stream.write = lambda data, timeout=None: write(data, self._left())
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise httpx.ReadTimeout(f"no whole answer within {self.timeout_s} s")
+        return left
 
 
-def _refusal(url: str, response: httpx.Response) -> str:
+def _refusal(url: str, status: int, content: bytes) -> str:
     remedy = {401: "set service.token_env or service.token_file to where the token is", 403: "ask the service's owner for access"}
-    status = response.status_code
-    return f"service.url: {url} refused the request with {status}: {_detail(response)}; {remedy.get(status, 'mend the request')}"
+    return f"service.url: {url} refused the request with {status}: {_detail(content)}; {remedy.get(status, 'mend the request')}"
 
 
-def _detail(response: httpx.Response) -> str:
-    return response.text[:500]
+def _detail(content: bytes) -> str:
+    return content[:2000].decode(errors="replace")[:500]
 
 
 _EXPONENTIAL = wait_exponential_jitter(multiplier=0.2, max=5.0, jitter=0.2)

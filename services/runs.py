@@ -16,8 +16,9 @@ from uuid import uuid4
 from proxymix.types import Role
 from services.schemas import DecisionRequest, DecisionResponse, WireModel
 
-RUN_OF_REQUEST = re.compile(r"(.+)/task\d+/stage\d+", re.DOTALL)
-"""How a request is named that belongs to a run; what is named otherwise is answered and forgotten."""
+RUN_OF_REQUEST = re.compile(r"(?!(?:.*/)?\.\.?/)([^\x00-\x1f\x7f]+)/task\d+/stage\d+")
+"""How a request is named that belongs to a run; what is named otherwise is answered and forgotten. No run has a `.` or `..` between slashes, nor a
+control character: its name would not come through an address."""
 MAX_RUNS = 64
 """The one not heard of for longest is forgotten first."""
 MAX_READINGS = 50_000

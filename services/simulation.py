@@ -2,7 +2,8 @@
 
     boundary (its histories hold the whole run) → trajectory → controller.decide at each → SimulatedDecision
 
-A run's last boundary contains every earlier one: each history's length says when its source became visible.
+A run's last boundary contains every earlier one: each history's length says when its source became visible. An anchor's reference was known from
+the start, a past task's from its end on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from proxymix.types import Controller, StageBoundary
 from services.schemas import DecisionResponse, SimulatedDecision
 
 MAX_WORK = 1_000_000
-"""Boundaries times losses; a run of 30 tasks, 8 stages each, with 4 anchors is just below. About a second."""
+"""Boundaries times losses; a run of 28 tasks, 8 stages each, with 4 anchors is just below. About a second."""
 
 
 def trajectory(boundary: StageBoundary) -> list[StageBoundary]:

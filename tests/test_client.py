@@ -2,13 +2,19 @@
 
 import json
 import math
+import socket
+import threading
+import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+import services.connection
 from proxymix.config import ServiceConfig
 from proxymix.controllers.baselines import UniformReplay
 from proxymix.errors import UserError
@@ -105,6 +111,49 @@ def test_a_lasting_absence_gives_the_recorded_fallback(failure, reason):
     assert decision.sha256 is None
     assert decision.fallback == f"controller service away: {reason}"
     assert len(script.requests) == 3
+
+
+@pytest.fixture
+def trickle():
+    """The address of a service that says the first half of its answer at once, and a byte of the second every 50 ms."""
+    listeners = []
+
+    def start(content, at):
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve():
+            with suppress(OSError), listener.accept()[0] as caller:
+                caller.recv(65536)
+                caller.sendall(content[:at])
+                for byte in content[at:]:
+                    caller.sendall(bytes([byte]))
+                    time.sleep(0.05)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_an_answer_that_trickles_in_ends_with_the_attempt(trickle, part):
+    body = answer().content
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    url = trickle(head + body, 10 if part == "head" else len(head) + 5)
+    with ServiceController(url, ServiceConfig(timeout_s=0.5, retries=0), run="r", fallback=UniformReplay(0.3)) as controller:
+        assert str(controller.decide(BOUNDARY).fallback).startswith("controller service away: ReadTimeout")
+
+
+def test_an_answer_without_end_is_no_controllers(monkeypatch):
+    monkeypatch.setattr(services.connection, "MAX_ANSWER_BYTES", 10_000)
+    parts = iter([b"x" * 1000] * 1000)
+    script = SimpleNamespace(transport=httpx.MockTransport(lambda request: httpx.Response(200, content=parts)), slept=[])
+    with pytest.raises(UserError, match=r"service\.url: .* answered with more than 10000 bytes"):
+        Script.controller(script).decide(BOUNDARY)
+    assert len(list(parts)) > 900
 
 
 def test_comes_back_after_a_fallback():

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +7,8 @@ from fake_tuning import boundary
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxymix.artifacts import write_json
+from proxymix.controllers import frozen as frozen_file
 from proxymix.controllers.baselines import DeclaredFallback, Ramp, UniformReplay, baseline
 from proxymix.controllers.frozen import CARD, WEIGHTS, FrozenController, copy_controller, save_controller
 from proxymix.controllers.policy import build_policy, initial_parameters
@@ -84,6 +87,8 @@ def test_a_flipped_byte_is_refused(tmp_path, position):
         ('"schema_version": 2', '"schema_version": 1', "schema_version must be 2, got 1.*train anew"),
         ('"context.bias"', '"context.mood"', "observation must be"),
         ('"rate": 0.1', '"rate": 0.2', "normalisation must be"),
+        ('"equivariant"', '"flat"', "architecture must be equivariant, got flat"),
+        ('"without": []', '"without": ["loss"]', r"without must be \[\], got \['loss'\]"),
         ("{", "(", "cannot read"),
     ],
 )
@@ -92,6 +97,26 @@ def test_a_card_of_another_version_is_refused(tmp_path, old, new, message):
     (tmp_path / CARD).write_text((tmp_path / CARD).read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         FrozenController.load(tmp_path)
+
+
+def test_what_the_weights_do_without_cannot_be_taken_from_the_card(tmp_path):
+    save_controller(tmp_path, parameters("equivariant", 0), name="mine", architecture="equivariant", facts={}, without=["trend", "age"])
+    assert FrozenController.load(tmp_path).policy.without == ("age", "trend")
+    write_json(tmp_path / CARD, {**json.loads((tmp_path / CARD).read_text()), "without": ["age"]})
+    with pytest.raises(UserError, match=r"without must be \['age', 'trend'\], got \['age'\]"):
+        FrozenController.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CARD])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_file_that_is_too_large_is_refused_wherever_it_is(tmp_path, monkeypatch, name, scheme):
+    save_controller(tmp_path, parameters("equivariant", 0), name="mine", architecture="equivariant", facts={})
+    monkeypatch.setattr(frozen_file, "MAX_FILE_BYTES", max((tmp_path / one).stat().st_size for one in (WEIGHTS, CARD)))
+    FrozenController.load(f"{scheme}{tmp_path}")
+    with (tmp_path / name).open("ab") as file:
+        file.write(b" " * frozen_file.MAX_FILE_BYTES)
+    with pytest.raises(UserError, match=f"{name} must be at most .* bytes"):
+        FrozenController.load(f"{scheme}{tmp_path}")
 
 
 def test_an_absent_controller_says_what_to_run(tmp_path):

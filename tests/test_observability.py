@@ -12,11 +12,13 @@ from fake_service import LossProportional, client, example, post
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 from cluster.local import metrics_targets
-from cluster.observability.dashboard import PATH, QUEUED, ROWS, build_dashboard
+from cluster.observability.dashboard import PATH, PROXY_REQUESTS, QUEUED, ROWS, build_dashboard
 from proxymix.telemetry import METRICS, Metric, Telemetry
 
 FOLDER = PATH.parent
 EXPORTED = {name for metric in METRICS for name in metric.exported}
+SERVES = {QUEUED: {"deployment"}, PROXY_REQUESTS: {"application", "method", "route", "status_code"}}
+"""Ray Serve's own metrics that are used, with the labels they have."""
 NAMES = re.compile(r"\bray_\w+")
 
 
@@ -33,7 +35,7 @@ def test_every_panels_metric_exists(panel):
     (target,) = panel["targets"]
     named = set(NAMES.findall(target["expr"]))
     assert named
-    assert named <= EXPORTED | {QUEUED}
+    assert named <= EXPORTED | SERVES.keys()
 
 
 def labels(query, legend=""):
@@ -46,15 +48,13 @@ def labels(query, legend=""):
 
 def tags(query):
     """Of every metric that the query names."""
-    return [{*metric.tags, "le"} for metric in METRICS if set(NAMES.findall(query)) & set(metric.exported)]
+    named = set(NAMES.findall(query))
+    return [{*metric.tags, "le"} for metric in METRICS if named & set(metric.exported)] + [SERVES[name] for name in named & SERVES.keys()]
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
 def test_every_panels_labels_are_on_its_metrics(panel):
     (target,) = panel["targets"]
-    if QUEUED in target["expr"]:  # Serve's own.
-        assert labels(target["expr"], target["legendFormat"]) == {"deployment"}
-        return
     assert tags(target["expr"])
     for known in tags(target["expr"]):
         assert labels(target["expr"], target["legendFormat"]) <= known
@@ -63,8 +63,17 @@ def test_every_panels_labels_are_on_its_metrics(panel):
 def test_every_alerts_labels_are_on_its_metrics():
     for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]:
         for rule in group["rules"]:
+            assert tags(rule["expr"])
             for known in tags(rule["expr"]):
                 assert labels(rule["expr"], rule["annotations"]["summary"]) <= known
+
+
+def test_an_alert_hears_a_counters_first_count():
+    """Prometheus sees no increase where a series begins, and a counter's begins with its first count."""
+    for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]:
+        for rule in group["rules"]:
+            for counter in re.findall(r"increase\((\w+)\[15m\]\)", rule["expr"]):
+                assert f"({counter} unless {counter} offset 15m) or increase({counter}[15m]) > 0" == rule["expr"]
 
 
 def test_labels_are_found_wherever_they_stand():
@@ -79,9 +88,12 @@ def test_the_variable_of_the_dashboard_is_a_label():
     assert tags(metric)
 
 
-def test_serve_still_has_the_metric_of_the_queue():
+def test_serve_still_has_the_metrics_that_are_used():
     source = "".join(path.read_text() for path in (Path(ray.__file__).parent / "serve" / "_private").glob("*.py"))
     assert f'"{QUEUED.removeprefix("ray_")}"' in source
+    assert 'tag_keys=("route", "method", "application", "status_code")' in source
+    panels = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards" / "serve_dashboard_panels.py"
+    assert f"({PROXY_REQUESTS}{{" in panels.read_text()  # Ray's own dashboard asks for it by the name that Prometheus sees.
 
 
 def test_every_metric_has_a_panel():
@@ -100,7 +112,7 @@ def test_no_panel_covers_another():
 def test_alerts_and_scrape_config():
     alerts = yaml.safe_load((FOLDER / "alerts.yml").read_text())
     expressions = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
-    assert set(NAMES.findall(" ".join(expressions))) <= EXPORTED
+    assert set(NAMES.findall(" ".join(expressions))) <= EXPORTED | SERVES.keys()
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     assert config["rule_files"] == ["alerts.yml"]
     assert config["scrape_configs"][0]["file_sd_configs"][0]["files"] == [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]

@@ -113,6 +113,16 @@ def test_it_follows_runs_and_marks_fallbacks(page, serve):
     assert page.locator("#sources tr").all_inner_texts()[0].split() == ["safety", "anchor", "22", "%", "0.52", "+0.12"]
 
 
+def test_a_run_that_cannot_be_read_leaves_the_others_to_be_chosen(page, serve):
+    address = serve()
+    tell(address, 0)
+    tell(address, 0, run="broken")  # Heard of last, so it is what is looked at first.
+    page.route("**/v1/runs/broken", lambda route: route.fulfill(json={}))
+    page.goto(address)
+    page.get_by_role("button", name="demo/seed0").click()
+    page.get_by_text("Latest: Task 3, stage 1", exact=False).wait_for()
+
+
 def test_it_puts_together_what_several_replicas_remember(page, serve):
     address, other = serve(), serve()
     for stage, replica in enumerate((address, other, other, address)):

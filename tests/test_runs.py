@@ -1,5 +1,8 @@
 """What a replica remembers of running jobs: enough for the page, never more than its limits."""
 
+from urllib.parse import quote
+
+import pytest
 from fake_service import LossProportional, client, example, post
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +58,22 @@ def test_what_is_named_otherwise_is_answered_and_forgotten():
     for name in ("what-if", "task1/stage1", "a/task1", "a/task1/stage1/again"):
         assert post(service, {**example(), "request_id": name}).status_code == 200
     assert service.get("/v1/runs").json()["runs"] == []
+
+
+@pytest.mark.parametrize("name", ["..", ".", "x/../../controller", "./x", "x/.", "a\nb", "a\n../b", "\x7f", "a\0"])
+def test_a_name_that_no_address_carries_is_no_runs(name):
+    service = client()
+    assert post(service, {**example(), "request_id": f"{name}/task0/stage0"}).status_code == 200
+    assert service.get("/v1/runs").json()["runs"] == []
+
+
+@pytest.mark.parametrize("name", ["...", "..a/b..", ".hidden/a.b", "männer & frauen/é 100%", "\u2028", "a/task0/stage0"])
+def test_every_run_that_is_listed_can_be_read_by_its_name(name):
+    service = client()
+    post(service, {**example(), "request_id": f"{name}/task0/stage0"})
+    [summary] = service.get("/v1/runs").json()["runs"]
+    detail = service.get(f"/v1/runs/{quote(summary['run'])}").json()
+    assert (summary["run"], detail["run"], len(detail["points"])) == (name, name, 1)
 
 
 def test_a_refused_or_simulated_request_is_not_remembered():

@@ -1,5 +1,7 @@
 """POST /v1/simulate: the decisions along a run are those that were, or would have been, asked for one by one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fake_service import post, shaken
@@ -52,6 +54,22 @@ def test_a_simulation_is_the_decisions_one_by_one(service):
         assert simulated["weights"] == asked["weights"]
         assert simulated["replay_share"] == asked["replay_share"]
     assert (answer["controller"]["name"], answer["request_id"]) == ("equivariant", "r")
+
+
+def test_earlier_boundaries_have_the_references_that_were_given(service):
+    """A caller's reference need be none of the losses: an anchor's may be measured on more rows."""
+    boundary = run(num_tasks=2, stage=0)
+    given = [replace(source, reference_loss=None if source.role == "current" else 0.05) for source in boundary.sources]
+    simulated = simulate(service, replace(boundary, sources=tuple(given))).json()["decisions"]
+    safety, general, task, now = given
+    for time, one in enumerate(simulated):
+        seen = [replace(source, losses=source.losses[: time + 1]) for source in (safety, general, task)]
+        if time < STAGES:
+            seen[2] = replace(seen[2], role="current", reference_loss=None)
+        else:
+            seen.append(now)
+        then = StageBoundary(time // STAGES, time % STAGES, STAGES, tuple(seen))
+        assert one["weights"] == post(service, DecisionRequest.from_boundary(then, "r").model_dump(exclude_none=True)).json()["weights"]
 
 
 def test_the_first_boundary_is_simulated_too(service):

@@ -3,12 +3,14 @@
 import math
 import struct
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 from fake_metrics import FakeMetrics
 from tensorboardX.proto.event_pb2 import Event
 
+from proxymix import tracking
 from proxymix.errors import UserError
 from proxymix.telemetry import Telemetry
 from proxymix.tracking import LIBRARIES, NoTracker, TrackingConfig, check_tracker, open_tracker, stage_step, stage_values
@@ -215,10 +217,52 @@ def test_a_trainings_iteration_is_told():
     assert all(math.isfinite(value) for _, value, _ in library.values)
 
 
+def opened(tmp_path, monkeypatch, **wandb):
+    """A tracker whose library is `wandb`'s functions."""
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(**wandb))
+    return open_tracker(TrackingConfig(tracker="wandb"), "demo", "r", tmp_path)
+
+
 def test_a_tracker_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch, caplog):
     def refuse(**_):
         raise ConnectionError("no server")
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
-    assert isinstance(open_tracker(TrackingConfig(tracker="wandb"), "demo", "r", tmp_path), NoTracker)
-    assert "the run goes on without it: no server" in caplog.text
+    tracker = opened(tmp_path, monkeypatch, init=refuse)
+    tracker.log({"replay_share": 0.5}, 0)
+    tracker.close()
+    assert "wandb could not be opened, the run goes on without it: no server" in caplog.text
+
+
+def test_a_tracker_that_fails_later_is_told_once_and_left_alone(tmp_path, monkeypatch, caplog):
+    def fail(values, step):
+        raise ConnectionError("gone")
+
+    tracker = opened(tmp_path, monkeypatch, init=lambda **_: SimpleNamespace(log=fail, finish=lambda: None))
+    for step in range(5):
+        tracker.log({}, step)
+    tracker.close()
+    assert [line.message for line in caplog.records] == ["tracking.tracker: wandb is off from here: gone"]
+
+
+@pytest.mark.parametrize("hangs", ["init", "log", "finish"])
+def test_a_tracker_that_hangs_keeps_nobody(tmp_path, monkeypatch, caplog, hangs):
+    server = threading.Event()  # Until it answers, which is after all that is asserted.
+    monkeypatch.setattr(tracking, "MAX_WAITING", 3)
+    monkeypatch.setattr(tracking, "CLOSE_S", 0.1)
+
+    def call(name):
+        if name == hangs:
+            server.wait()
+
+    run = SimpleNamespace(log=lambda values, step: call("log"), finish=lambda: call("finish"))
+    tracker = opened(tmp_path, monkeypatch, init=lambda **_: call("init") or run)
+    watch, journal = watched(tracker, FakeMetrics())
+    for _ in range(10):
+        journal.stage_finished(None, record())
+    watch.close()
+    assert not server.is_set()
+    said = [line.message for line in caplog.records]
+    assert "has not caught up" in said[-1]
+    if hangs != "finish":
+        assert [line for line in said if "is 3 behind" in line] == said[:-1] != []
+    server.set()

@@ -19,6 +19,10 @@ PATH = Path(__file__).parent / "dashboard.json"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 QUEUED = "ray_serve_deployment_queued_queries"
 """Serve's own; the queue is in front of the replicas, so they cannot count it."""
+PROXY_REQUESTS = "ray_serve_num_http_requests_total"
+"""Serve's own; its proxy answers by itself where the queue is full or a replica died."""
+CALLERS = PROXY_REQUESTS + '{route!~"/-/.*"}'
+"""Without those for Serve's own paths."""
 RUNS = '{run=~"$run"}'
 WIDTH, HEIGHT = 8, 8
 """Of a panel; Grafana's grid is 24 wide."""
@@ -54,7 +58,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Request time, p99", _quantile(telemetry.REQUEST_SECONDS, 0.99, "route"), "{{route}}", "s"),
         Panel("Queued before the replicas", f'sum({QUEUED}{{deployment="controller"}})', "queued"),
         Panel("Being computed", f"sum({_last(telemetry.DECISIONS_IN_FLIGHT, '')})", "decisions"),
-        Panel("Config updates not taken", f"sum(increase({telemetry.RELOAD_FAILURES.exported[0]}[$__rate_interval]))", "failures"),
+        Panel("Config updates not taken", f"sum({_last(telemetry.RELOAD_FAILURES, '')})", "failures"),
+        Panel("Answers of Serve's proxy", f"sum by (status_code) (rate({CALLERS}[$__rate_interval]))", "{{status_code}}", "reqps", stacked=True),
     ),
     "Target runs": (
         Panel("Mixture", _last(telemetry.MIXTURE_WEIGHT), "{{method}}/seed{{seed}} {{source}}", "percentunit", stacked=True),

@@ -27,7 +27,7 @@ WEIGHTS, CARD = "controller.safetensors", "controller.json"
 SHIPPED = "shipped"
 """In the place of a folder: the controller that comes with the project (a folder of that name is `./shipped`)."""
 MAX_FILE_BYTES = 64 * 2**20
-"""Of a file read from elsewhere; a controller has some kilobytes."""
+"""Of each file; a controller has some kilobytes."""
 
 
 def observation_names(architecture: str) -> list[str]:
@@ -100,7 +100,8 @@ class FrozenController:
         """The controller in `folder`: a path, any fsspec URL, or `shipped`.
 
         Raises:
-            UserError: a file is missing or unreadable, the weights do not have the card's hash, or the card was made for other observations.
+            UserError: a file is missing, unreadable or too large, the weights do not have the card's hash, or the card was made for other weights
+                or observations.
         """
         try:
             card, weights = json.loads(_read(folder, CARD)), _read(folder, WEIGHTS)
@@ -109,17 +110,15 @@ class FrozenController:
         if not isinstance(card, dict):
             raise UserError(f"controller {str(folder)!r}: {CARD} must hold a mapping, got {type(card).__name__}; the folder is damaged, train anew")
         digest = hashlib.sha256(weights).hexdigest()
-        for field, found, expected in (
-            ("schema_version", card.get("schema_version"), SCHEMA_VERSION),
-            ("sha256", digest, card.get("sha256")),
-            ("observation", card.get("observation"), observation_names(str(card.get("architecture")))),
-            ("normalisation", card.get("normalisation"), asdict(Normalisation())),
-        ):
-            if found != expected:
-                raise UserError(
-                    f"controller {str(folder)!r}: {field} must be {expected}, got {found}; the folder is damaged or of another version, train anew"
-                )
-        return cls(build_policy(card["architecture"], load(weights), without=card.get("without", ())), card)
+        _check(folder, "schema_version", card.get("schema_version"), SCHEMA_VERSION)
+        _check(folder, "sha256", digest, card.get("sha256"))
+        # What decides is held against the file that is hashed, or against this code: an edited card cannot change a decision under the same hash.
+        architecture, without = _hashed_facts(weights)
+        _check(folder, "architecture", card.get("architecture"), architecture)
+        _check(folder, "without", card.get("without", []), without)
+        _check(folder, "observation", card.get("observation"), observation_names(architecture))
+        _check(folder, "normalisation", card.get("normalisation"), asdict(Normalisation()))
+        return cls(build_policy(architecture, load(weights), without=tuple(without)), card)
 
     def decide(self, boundary: StageBoundary) -> Decision:
         """The policy's mean action as mixture weights; deterministic."""
@@ -128,15 +127,31 @@ class FrozenController:
         return Decision(dict(zip(boundary.names, weights.tolist(), strict=True)), self.name, self.sha256)
 
 
+def _check(folder: str | Path, field: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise UserError(
+            f"controller {str(folder)!r}: {field} must be {expected}, got {found}; the folder is damaged or of another version, train anew"
+        )
+
+
+def _hashed_facts(weights: bytes) -> tuple[str, list[Any]]:
+    """Architecture and groups left out, as the weights' file itself tells: its names of tensors and its metadata."""
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])  # The format: the header's length in 8 bytes, then JSON.
+    without = header.get("__metadata__", {}).get("without", "")
+    return "flat" if "bias_2" in header else "equivariant", without.split(",") if without else []
+
+
 def _read(folder: str | Path, name: str) -> bytes:
     """A file of the folder. A local one needs nothing but Python; fsspec is imported where there is a URL."""
     if str(folder) == SHIPPED:
         folder = Path(__file__).parents[1] / SHIPPED
-    if "://" not in str(folder):
-        return (Path(folder) / name).read_bytes()
-    import fsspec
+    if "://" in str(folder):
+        import fsspec
 
-    with fsspec.open(f"{str(folder).rstrip('/')}/{name}", "rb") as file:
+        opened = fsspec.open(f"{str(folder).rstrip('/')}/{name}", "rb")
+    else:
+        opened = (Path(folder) / name).open("rb")
+    with opened as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise ValueError(f"{name} must be at most {MAX_FILE_BYTES} bytes")

@@ -115,7 +115,11 @@ async function readRuns() {
   state.selected ??= list.runs[0]?.run ?? null;
   const listed = list.runs.find((summary) => summary.run === state.selected);
   const run = runs.get(state.selected);
-  for (let tries = 0; listed && tries < 4 && run.heard.get(list.replica) !== listed.updated; tries++) await readRun(run); // Another replica may answer.
+  try {
+    for (let tries = 0; listed && tries < 4 && run.heard.get(list.replica) !== listed.updated; tries++) await readRun(run); // Another replica may answer.
+  } catch (error) { // One run that cannot be read leaves the others to be chosen.
+    if (error.status === 401) throw error;
+  }
 }
 
 async function readRun(run) {
