@@ -44,7 +44,7 @@ class ServiceConfig(Strict):
     max_replicas: int | None = Field(default=None, ge=1)
     """Replicas under load, at least num_replicas; None: as many as num_replicas, always."""
     timeout_s: float = Field(default=10.0, gt=0)
-    """Per attempt, to the answer's last byte."""
+    """Per attempt: for a connection, for the answer to begin, and for all of it to be there."""
     retries: int = Field(default=4, ge=0)
     """After the first attempt, with exponential back-off and jitter; then the declared fallback."""
     token_env: str | None = None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
@@ -55,7 +54,7 @@ class ServiceConnection:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         token = token or bearer_token(service)
-        self.url, self.timeout_s, self._deadline = url, service.timeout_s, 0.0
+        self.url, self.timeout_s = url, service.timeout_s
         try:
             self.http = httpx.Client(
                 base_url=url,
@@ -63,7 +62,6 @@ class ServiceConnection:
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 transport=transport,
                 mounts=NO_PROXY_HOSTS,
-                event_hooks={"request": [self._start_clock]},
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise UserError(f"service.url: must be an http(s) address, got {url!r} ({error})") from error
@@ -98,13 +96,15 @@ class ServiceConnection:
         return self._attempts(self._send_once, method, path, body, headers)
 
     def _send_once(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> bytes:
-        content = b""
+        deadline, content = time.monotonic() + self.timeout_s, b""
         try:
             with self.http.stream(method, path, content=body, headers=headers) as response:
                 for part in response.iter_bytes():
                     content = content + part if content else part  # Nearly always there is but one.
                     if len(content) > MAX_ANSWER_BYTES:
                         break
+                    if time.monotonic() > deadline:  # The time-out of httpx itself begins anew with every byte that comes.
+                        raise AwayError(f"no whole answer within {self.timeout_s:g} s")
         except httpx.UnsupportedProtocol as error:
             raise UserError(f"service.url: must start with http:// or https://, got {self.url!r}") from error
         except httpx.TransportError as error:
@@ -118,25 +118,6 @@ class ServiceConnection:
         if len(content) > MAX_ANSWER_BYTES:
             raise UserError(f"service.url: {self.url} answered with more than {MAX_ANSWER_BYTES} bytes; is it a controller service?")
         return content
-
-    def _start_clock(self, request: httpx.Request) -> None:
-        """The clock of one attempt: the time-out of httpx itself begins anew with every byte that comes."""
-        self._deadline = time.monotonic() + self.timeout_s
-        request.extensions["trace"] = self._bound
-
-    def _bound(self, event: str, info: dict[str, Any]) -> None:
-        """Hears of every new connection: what it reads and writes from then on, it does in what is left of the attempt."""
-        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            stream = info["return_value"]
-            read, write = stream.read, stream.write
-            stream.read = lambda size, timeout=None: read(size, self._left())
-            stream.write = lambda data, timeout=None: write(data, self._left())
-
-    def _left(self) -> float:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise httpx.ReadTimeout(f"no whole answer within {self.timeout_s} s")
-        return left
 
 
 def _refusal(url: str, status: int, content: bytes) -> str:
