@@ -71,6 +71,16 @@ def account_for(account: Account, folder: Path) -> dict[str, int]:
     return total
 
 
+class RestoredASHA(ASHAScheduler):
+    """ASHA to which a restored trial's rungs are told again, since Tune keeps nothing of what a scheduler has heard."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Before any trial goes on. A new one has no rungs yet."""
+        super().on_trial_add(tune_controller, trial)
+        for rung in _rungs(Path(trial.storage.storage_fs_path), trial.last_result):
+            self._trial_info[trial.trial_id].on_result(trial, rung["rung"], self._metric_op * rung[METRIC])
+
+
 class Watch(tune.Callback):
     """Counts rungs for whoever watches; a trial that was stopped counts as gone to its end."""
 
@@ -177,7 +187,7 @@ def _scheduler(plan: SweepPlan) -> TrialScheduler:
     sweep = plan.config.sweep
     if sweep.scheduler == "asha":
         grace = min(sweep.grace_rungs, plan.num_rungs)
-        return ASHAScheduler(time_attr="training_iteration", max_t=plan.num_rungs, grace_period=grace, reduction_factor=sweep.reduction_factor)
+        return RestoredASHA(time_attr="training_iteration", max_t=plan.num_rungs, grace_period=grace, reduction_factor=sweep.reduction_factor)
     if sweep.scheduler == "none":
         return FIFOScheduler()
     dimensions = pbt_dimensions(plan.config)
@@ -213,9 +223,13 @@ def _domain(dimension: DimensionConfig) -> Any:
 
 def _trial_row(plan: SweepPlan, index: int, result: Any) -> dict[str, Any]:
     """A trial as it ended, its rungs from its own folder."""
-    last = result.metrics or {}
-    folder = plan.folder / "trainings" / str(last.get("training"))
-    rungs = list(read_jsonl(folder / RUNGS))[: last.get("rung", 0)]
+    rungs = _rungs(plan.folder, result.metrics)
     status = "failed" if result.error else "finished" if len(rungs) == plan.num_rungs else "stopped"
     error = str(result.error).strip().splitlines()[-1] if result.error else None
     return {"trial": index, "status": status, "overrides": overrides_of(result.config), "rungs": rungs, "error": error}
+
+
+def _rungs(folder: Path, last: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Of a trial, as far as Tune has heard of them: `last` is what it heard last, `folder` the sweep's."""
+    last = last or {}
+    return list(read_jsonl(folder / "trainings" / str(last.get("training")) / RUNGS))[: last.get("rung", 0)]
