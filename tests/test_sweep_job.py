@@ -106,6 +106,10 @@ class TestSweep:
         assert [row["score_mean"] for row in again] == [row["score_mean"] for row in curve]
         assert controller.card["architecture"] == best["overrides"]["controller.architecture"]
         assert np.isfinite(best["rungs"][-1]["validation_score"])
+        (line,) = Account(runs / "smoke-best/costs.jsonl").made("sweep_trial")
+        assert (line.cached, line.episodes) == (True, found["cost"]["episodes"])
+        held_out = [line.flops for line in Account(runs / "smoke/costs.jsonl").made("reference") if line.id.startswith("validation")]
+        assert line.flops >= found["cost"]["flops"] + sum(held_out) > found["cost"]["flops"]
 
 
 @pytest.mark.cluster
