@@ -26,6 +26,9 @@ from proxymix.sweep_config import SweepConfig
 from proxymix.sweep_result import Trial, best_config, best_trial, sweep_table
 from proxymix.sweep_space import check_sweep, trial_config, validation_cases
 
+WORKERS = ("max_concurrent", "num_env_runners")
+"""Keys that may change while a sweep goes on."""
+
 
 def sweep_controller(run: Run, proxy_base: str, held_out: list[Case]) -> dict[str, Any]:
     """The finished sweep, as `sweep/trials.json` holds it; goes on where an earlier call stopped."""
@@ -78,8 +81,7 @@ def check_settings(run: Run) -> None:
         return
     # Through the model: keys that are newer than the sweep take their defaults.
     before = SweepConfig.model_validate(written).model_dump(mode="json")
-    if before != now:
-        changed = ", ".join(f"sweep.{key}" for key in now if before[key] != now[key])
+    if changed := ", ".join(f"sweep.{key}" for key in now if before[key] != now[key] and key not in WORKERS):
         raise UserError(
             f"{changed}: the sweep in {str(run.folder / 'sweep')!r} was begun with another; give the run another name or remove that folder"
         )

@@ -133,6 +133,8 @@ def test_a_sweep_older_than_a_key_takes_its_default(tmp_path):
     settings = run.config.sweep.model_dump(mode="json")
     write_json(run.folder / "sweep/settings.json", {key: value for key, value in settings.items() if key != "startup_trials"})
     check_settings(run)
+    write_json(run.folder / "sweep/settings.json", settings | {"max_concurrent": 99, "num_env_runners": 99})  # No result depends on them.
+    check_settings(run)
     write_json(run.folder / "sweep/settings.json", settings | {"num_trials": 99})
     with pytest.raises(UserError, match=r"^sweep.num_trials: "):
         check_settings(run)
