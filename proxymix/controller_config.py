@@ -119,7 +119,8 @@ class ControllerConfig(Strict):
     episodes_per_iteration: int = Field(default=16, ge=2)
     """All on one case, so that PPO's standardisation of advantages compares like with like."""
     num_env_runners: int = Field(default=2, ge=0)
-    """Ray actors that run proxy episodes; 0: in the trainer's own process. More than an iteration has groups are not started, and the job says so."""
+    """Ray actors that run proxy episodes; 0: in the trainer's own process. More than an iteration has groups are not started, and the job says so.
+    A run may go on with another number."""
     proxies_side_by_side: int = Field(default=8, ge=1)
     """Most proxies that one of them tunes at a time as one batched model (docs/performance.md)."""
     average_last: float = Field(default=1 / 3, gt=0, le=1)
