@@ -139,7 +139,7 @@ def hand_out(
             runner = idle.pop(0)
             index = waiting.pop(0)
             name = f"episodes/{plan.iteration}/case{plan.case_index}/group{index}"
-            taken_up[index] = actors[runner].apply.remote(_answer)
+            taken_up[index] = actors[runner].apply.options(name=f"{name}/taken up").remote(_answer)
             call = actors[runner].apply.options(name=name).remote(partial(run_group, weights=weights, plan=plan, index=index))
             running[call] = runner, index, time.monotonic()
         eldest, limit_s = min(began for _, _, began in running.values()), timeout_s()
