@@ -4,7 +4,7 @@
 
 Random search with one seed proposes the same configurations to both. The full sweep goes on from what ASHA left, so both together take no longer
 than the full one; costs are counted as if each had run alone. By default trainings of 64 episodes of three tasks; overrides come on top. Run
-it again and it goes on from where it stopped. Prints one JSON line.
+it again and it goes on from where it stopped, unless settings or code have changed. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from cluster.sweep_trial import SweepPlan
 from proxymix.account import Account
 from proxymix.cases import draw_cases
 from proxymix.config import Config, load_config, validated
+from proxymix.data.fingerprints import content_key, file_facts
 from proxymix.sweep_result import best_trial
 from proxymix.sweep_space import check_sweep, validation_cases
 
+ROOT = Path(__file__).parent.parent
 SMALL = [
     *("controller.episodes=64", "controller.episodes_per_iteration=8", "sweep.episodes_per_rung=16", "sweep.search=random"),
     *("controller.curriculum.num_tasks=3", "sweep.reduction_factor=2", "sweep.validation.num_cases=6"),
@@ -69,7 +71,8 @@ def main() -> None:
 def prepared(config: Config) -> SweepPlan:
     """Base model, cases and their references."""
     check_sweep(config)
-    folder = config.run_dir.resolve() / "sweep_savings"
+    code = file_facts(path for package in ("proxymix", "cluster") for path in (ROOT / package).rglob("*.py"))
+    folder = config.run_dir.resolve() / f"sweep_savings-{content_key([config.model_dump(mode='json'), code])[:8]}"
     (base,), _ = pretrain_bases(config, [config.proxy.model], lambda done, total: None)
     cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.seed)
     references = with_references(config, base, [*cases, *validation_cases(config)], Account(folder / "costs.jsonl"))

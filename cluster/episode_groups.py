@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,8 @@ class Answer:
     """The message of a UserError."""
     lost: bool = False
     """The runner died or hung: there are no episodes, and what it had done of them was for nothing."""
+    begun: bool = True
+    """Whether the runner had taken the group up; one that died idle had not."""
     failure: str | None = None
     """A traceback: a fault of the program, which running the episodes again would only repeat."""
 
@@ -109,6 +111,17 @@ def run_group(runner: SingleAgentEnvRunner, weights: Any, plan: EpisodePlan, ind
         return Answer(runner.worker_index, index, [], {}, failure=traceback.format_exc())
 
 
+def _answer(runner: SingleAgentEnvRunner) -> None:
+    """Nothing, of a runner that lives."""
+
+
+def _is_answered(call: ray.ObjectRef) -> bool:
+    with suppress(RayError):
+        ray.get(call, timeout=MIN_TIMEOUT_S)
+        return True
+    return False
+
+
 def hand_out(
     group: EnvRunnerGroup, runners: Sequence[int], weights: Any, plan: EpisodePlan, indices: Sequence[int], timeout_s: Callable[[], float]
 ) -> Iterator[Answer]:
@@ -120,11 +133,13 @@ def hand_out(
     """
     actors, waiting, idle = group._worker_manager.actors(), list(indices), list(runners)
     running: dict[ray.ObjectRef, tuple[int, int, float]] = {}  # Call → runner, group, when it began.
+    taken_up: dict[int, ray.ObjectRef] = {}  # Group → a call before it, which only a runner that lives answers.
     while running or (waiting and idle):
         while waiting and idle:
             runner = idle.pop(0)
             index = waiting.pop(0)
             name = f"episodes/{plan.iteration}/case{plan.case_index}/group{index}"
+            taken_up[index] = actors[runner].apply.options(name=f"{name}/taken up").remote(_answer)
             call = actors[runner].apply.options(name=name).remote(partial(run_group, weights=weights, plan=plan, index=index))
             running[call] = runner, index, time.monotonic()
         eldest, limit_s = min(began for _, _, began in running.values()), timeout_s()
@@ -139,6 +154,7 @@ def hand_out(
                 with suppress(RayError):
                     answer = ray.get(call)
             if answer.lost:
+                answer = replace(answer, begun=_is_answered(taken_up[index]))
                 group._worker_manager.set_actor_state(runner, healthy=False)
             else:
                 idle.append(runner)

@@ -165,7 +165,7 @@ class EpisodicPPO(PPO):
             if answer.failure is not None:
                 raise RuntimeError(f"controller training: an episode failed on env runner {answer.runner}\n{answer.failure}")
             if answer.lost:
-                self.num_dropped += self.plan.group_size
+                self.num_dropped += self.plan.group_size * answer.begun
                 continue
             done[answer.index] = answer.episodes
             metrics.append(answer.metrics)

@@ -218,8 +218,8 @@ def _iterate(algorithm: EpisodicPPO, config: Config, cases: Sequence[Case], iter
 
 
 def _fingerprint(config: Config, base_folder: str, cases: Sequence[Case]) -> str:
-    """Of all that the learnt parameters depend on. How many env runners there are is not among it."""
-    controller = config.controller.model_dump(mode="json", exclude={"num_env_runners"})
+    """Of all that the learnt parameters depend on. How many env runners there are is not among it, nor what finding the settings cost."""
+    controller = config.controller.model_dump(mode="json", exclude={"num_env_runners", "swept"})
     facts = json.dumps([proxy_facts(config, base_folder), controller, [repr(case) for case in cases]], sort_keys=True)
     return hashlib.sha256(facts.encode()).hexdigest()
 

@@ -27,7 +27,7 @@ from proxymix.account import Account, Cost
 from proxymix.artifacts import read_json, read_jsonl
 from proxymix.config import Config
 from proxymix.errors import UserError
-from proxymix.sweep_config import DimensionConfig
+from proxymix.sweep_config import DimensionConfig, SweepConfig
 from proxymix.sweep_space import draw, overrides_of, pbt_dimensions, sweep_space
 
 TUNE_ENVIRONMENT = {
@@ -71,6 +71,16 @@ def account_for(account: Account, folder: Path) -> dict[str, int]:
     return total
 
 
+class RestoredASHA(ASHAScheduler):
+    """ASHA to which a restored trial's rungs are told again, since Tune keeps nothing of what a scheduler has heard."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Before any trial goes on. A new one has no rungs yet."""
+        super().on_trial_add(tune_controller, trial)
+        for rung in _rungs(Path(trial.storage.storage_fs_path), trial.last_result):
+            self._trial_info[trial.trial_id].on_result(trial, rung["rung"], self._metric_op * rung[METRIC])
+
+
 class Watch(tune.Callback):
     """Counts rungs for whoever watches; a trial that was stopped counts as gone to its end."""
 
@@ -106,6 +116,8 @@ def run_sweep(plan: SweepPlan, progress: Progress = lambda done, total: None) ->
     Watch.progress = staticmethod(progress)
     if tune.Tuner.can_restore(str(storage)) and any(storage.glob("experiment_state-*.json")):
         tuner = tune.Tuner.restore(str(storage), trainable, resume_errored=True)
+        # Tune goes on with the number it began with; the resources of a trial are those of the new `trainable`.
+        tuner._local_tuner._tune_config.max_concurrent_trials = _max_concurrent(plan.config.sweep)
     else:
         tuner = _tuner(plan, trainable)
     with warnings.catch_warnings():
@@ -127,8 +139,7 @@ def _tuner(plan: SweepPlan, trainable: Any) -> tune.Tuner:
             metric=METRIC,
             mode="max",
             num_samples=sweep.num_trials,
-            # A population takes turns: members that wait count as running here, so their number is limited by what each reserves.
-            max_concurrent_trials=None if population else sweep.max_concurrent,
+            max_concurrent_trials=_max_concurrent(sweep),
             scheduler=scheduler,
             search_alg=search,
             trial_dirname_creator=_trial_name,
@@ -141,6 +152,11 @@ def _tuner(plan: SweepPlan, trainable: Any) -> tune.Tuner:
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_TRIALS),
         ),
     )
+
+
+def _max_concurrent(sweep: SweepConfig) -> int | None:
+    """A population takes turns: members that wait count as running to Tune, so their number is limited by what each reserves."""
+    return None if sweep.scheduler == "pbt" else sweep.max_concurrent
 
 
 def _trial_name(trial: Trial) -> str:
@@ -177,7 +193,7 @@ def _scheduler(plan: SweepPlan) -> TrialScheduler:
     sweep = plan.config.sweep
     if sweep.scheduler == "asha":
         grace = min(sweep.grace_rungs, plan.num_rungs)
-        return ASHAScheduler(time_attr="training_iteration", max_t=plan.num_rungs, grace_period=grace, reduction_factor=sweep.reduction_factor)
+        return RestoredASHA(time_attr="training_iteration", max_t=plan.num_rungs, grace_period=grace, reduction_factor=sweep.reduction_factor)
     if sweep.scheduler == "none":
         return FIFOScheduler()
     dimensions = pbt_dimensions(plan.config)
@@ -213,9 +229,13 @@ def _domain(dimension: DimensionConfig) -> Any:
 
 def _trial_row(plan: SweepPlan, index: int, result: Any) -> dict[str, Any]:
     """A trial as it ended, its rungs from its own folder."""
-    last = result.metrics or {}
-    folder = plan.folder / "trainings" / str(last.get("training"))
-    rungs = list(read_jsonl(folder / RUNGS))[: last.get("rung", 0)]
+    rungs = _rungs(plan.folder, result.metrics)
     status = "failed" if result.error else "finished" if len(rungs) == plan.num_rungs else "stopped"
     error = str(result.error).strip().splitlines()[-1] if result.error else None
     return {"trial": index, "status": status, "overrides": overrides_of(result.config), "rungs": rungs, "error": error}
+
+
+def _rungs(folder: Path, last: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Of a trial, as far as Tune has heard of them: `last` is what it heard last, `folder` the sweep's."""
+    last = last or {}
+    return list(read_jsonl(folder / "trainings" / str(last.get("training")) / RUNGS))[: last.get("rung", 0)]

@@ -3,15 +3,17 @@
     overrides → training_steps … rung done → validate → rungs.jsonl → tune.report(validation_score, checkpoint)
 
 A training lives in `sweep/trainings/<hash of its configuration and of the training it inherits from>/`. Whoever runs the same training again, in
-this session or after a kill, finds every finished rung and every finished iteration there.
+this session or after a kill, finds every finished rung and every finished iteration there. Of several trials that are one training one works at a
+time; the others wait, and go on from where it ended.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from proxymix.controllers.held import HeldDecisions
 from proxymix.controllers.policy import build_policy
 from proxymix.env import ParallelTuningEnv
 from proxymix.episode import unrewarded
+from proxymix.errors import UserError
 from proxymix.reward import final_score
 from proxymix.sweep_space import overrides_of, trial_config
 
@@ -115,16 +118,29 @@ def _train(plan: SweepPlan, overrides: Row, given: Path | None) -> None:
     config = trial_config(plan.config, {**overrides, "controller.num_env_runners": plan.num_env_runners})
     folder = _training_folder(plan, overrides, given)
     inherited = list(read_jsonl(given / RUNGS)) if given else []
-    rungs = list(read_jsonl(folder / RUNGS)) or inherited
-    for rung in rungs[len(inherited) :]:
-        _report(rung, folder, rungs)
-    with closing(training_steps(config, plan.base_folder, plan.cases, folder, plan.environment, given)) as steps:
+    with _alone_in(folder), closing(training_steps(config, plan.base_folder, plan.cases, folder, plan.environment, given)) as steps:
+        rungs = list(read_jsonl(folder / RUNGS)) or inherited
+        for rung in rungs[len(inherited) :]:
+            _report(rung, folder, rungs)
         for result in steps:
             if result.cost["episodes"] == (len(rungs) + 1) * plan.config.sweep.episodes_per_rung:
                 validation = plan.validate(config, plan.base_folder, result.parameters, plan.validation_cases)
                 rungs.append(_rung(result, validation, rungs, overrides, folder.name))
                 write_jsonl(folder / RUNGS, rungs)
                 _report(rungs[-1], folder, rungs)
+    if len(rungs) < plan.num_rungs:
+        raise UserError(
+            f"sweep: the training in {str(folder)!r} must have a validation score of every rung, got {len(rungs)} of {plan.num_rungs} though it is "
+            "further; remove that folder"
+        )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process works on the training: equal configurations are one, and each writes all of its rungs."""
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # Until the file is closed, or the process ends.
+        yield
 
 
 def _training_folder(plan: SweepPlan, overrides: Row, given: Path | None) -> Path:

@@ -101,7 +101,8 @@ def _train(run: Run, variant: Config, base: str, row: str, seed: int) -> str:
     """Learnt now unless it is there already; the folder is named by what decides it, so that settings may change between two calls."""
     controller = variant.controller.model_copy(update={"seed": seed})
     config, curriculum = variant.model_copy(update={"controller": controller}), controller.curriculum
-    key = content_key([controller.model_dump(mode="json", exclude={"num_env_runners"}), variant.tuning.model_dump(mode="json"), Path(base).name])
+    settings = controller.model_dump(mode="json", exclude={"num_env_runners", "swept"})
+    key = content_key([settings, variant.tuning.model_dump(mode="json"), Path(base).name])
     folder = run.folder / "ablation" / "controllers" / f"{row}-{key[:8]}" / f"seed{seed}"
     if not (folder / "controller.json").exists():
         prefix = f"{row}/seed{seed}/"

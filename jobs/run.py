@@ -239,9 +239,10 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _without_workers(config: Config) -> dict[str, Any]:
-    """How many workers tune the target, how, and where they keep what they go on from may change; nothing but rounding depends on it."""
+    """How many workers there are, of target and proxies, and where what they go on from is kept may change; at most rounding depends on it."""
     tree = config.model_dump(mode="json")
-    del tree["target"]["parallelism"], tree["target"]["checkpoints"]
+    del tree["target"]["parallelism"], tree["target"]["checkpoints"], tree["controller"]["num_env_runners"]
+    tree["proxy"]["gpus_per_runner"] = config.proxy.use_gpu  # Not how many share one.
     return tree
 
 

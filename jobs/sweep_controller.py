@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,14 +15,19 @@ from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
 from jobs.train_controller import dropped_words, idle_runners
-from proxymix.account import total_flops
+from proxymix.account import VALIDATION, total_flops
 from proxymix.artifacts import write_json, write_text
 from proxymix.cases import Case, draw_cases
 from proxymix.config import Config
+from proxymix.controller_config import SweptConfig
+from proxymix.data.fingerprints import content_key
 from proxymix.errors import UserError
 from proxymix.sweep_config import SweepConfig
-from proxymix.sweep_result import best_config, best_trial, sweep_table
-from proxymix.sweep_space import check_sweep, validation_cases
+from proxymix.sweep_result import Trial, best_config, best_trial, sweep_table
+from proxymix.sweep_space import check_sweep, trial_config, validation_cases
+
+WORKERS = ("max_concurrent", "num_env_runners")
+"""Keys that may change while a sweep goes on."""
 
 
 def sweep_controller(run: Run, proxy_base: str, held_out: list[Case]) -> dict[str, Any]:
@@ -41,10 +47,20 @@ def sweep_controller(run: Run, proxy_base: str, held_out: list[Case]) -> dict[st
         trials = [trial | {"flops": sum(rung["flops"] for rung in trial["rungs"])} for trial in trials]
         cost = account_for(run.account, folder) | {"reference_flops": total_flops(run.account.made("reference"))}
         best = best_trial(trials)
-        write_text(folder / "best.yaml", best_config(config, best))
+        write_text(folder / "best.yaml", best_config(config, best, _swept(run, trials, best, cost)))
         # Last: a sweep with this file is a finished one.
         write_json(folder / "trials.json", {"best": best["trial"], "cost": cost, "trials": trials})
     return dict(run.read("sweep/trials.json"))
+
+
+def _swept(run: Run, trials: Sequence[Trial], best: Trial, cost: Mapping[str, int]) -> SweptConfig:
+    """What the sweep cost on top of training its best configuration, which meets the same cases and brings their references if it needs them."""
+    paired = trial_config(run.config, best["overrides"]).controller.reward.kind == "paired"
+    beyond = VALIDATION if paired else (VALIDATION, "case")
+    references = [line for line in run.account.made("reference") if line.id.startswith(beyond)]
+    before = run.config.controller.swept or SweptConfig(id="none", flops=0, episodes=0)  # These settings may come from a sweep themselves.
+    flops, episodes = cost["flops"] + total_flops(references) + before.flops, cost["episodes"] + before.episodes
+    return SweptConfig(id=content_key(trials)[:12], flops=flops, episodes=episodes)
 
 
 def show(run: Run) -> None:
@@ -65,8 +81,7 @@ def check_settings(run: Run) -> None:
         return
     # Through the model: keys that are newer than the sweep take their defaults.
     before = SweepConfig.model_validate(written).model_dump(mode="json")
-    if before != now:
-        changed = ", ".join(f"sweep.{key}" for key in now if before[key] != now[key])
+    if changed := ", ".join(f"sweep.{key}" for key in now if before[key] != now[key] and key not in WORKERS):
         raise UserError(
             f"{changed}: the sweep in {str(run.folder / 'sweep')!r} was begun with another; give the run another name or remove that folder"
         )

@@ -12,7 +12,7 @@ from cluster.session import ray_session
 from jobs.entry import launch
 from jobs.pretrain_base import pretrain_base
 from jobs.run import Run
-from proxymix.account import Account, Cost, total_flops
+from proxymix.account import GIVEN, Account, Cost, of_policy, total_flops
 from proxymix.cases import Case, draw_cases, sequence_tasks
 from proxymix.config import Config
 from proxymix.controllers.frozen import FrozenController, copy_controller
@@ -27,6 +27,8 @@ def train_controller(run: Run, proxy_base: str) -> FrozenController:
     if not take_given(run) and not (folder / "controller.json").exists():
         cases = draw_cases(config.controller.curriculum, config.tuning, config.controller.curriculum.num_cases, config.training_seed)
         with run.phase("train_controller"):
+            if swept := config.controller.swept:
+                run.account.add("sweep_trial", GIVEN + swept.id, "proxy", Cost(swept.flops), cached=True, episodes=swept.episodes)
             learn(run, config, proxy_base, cases, folder)
     controller = FrozenController.load(folder)
     run.say(f"controller {controller.name} frozen, sha256 {str(controller.sha256)[:12]}…")
@@ -98,7 +100,8 @@ def learn(run: Run, config: Config, base: str, cases: Sequence[Case], folder: Pa
     for row in result.rows:
         if not run.account.has("episodes", prefix + line_id(row)):  # The driver was killed between the checkpoint and the line.
             account_for(run.account, row, prefix, model)
-    lines = [line for line in run.account.made("reference", "episodes") if line.id.startswith(prefix)]
+    made = run.account.made("reference", "episodes", "sweep_trial")
+    lines = [line for line in made if of_policy(line) and line.id.startswith(prefix)]
     freeze_controller(config, result, total_flops(lines), folder)
 
 
@@ -135,7 +138,7 @@ def dropped_words(num_dropped: int) -> str:
 
 def given_id(sha256: str) -> str:
     """Of a controller that was given, in the account."""
-    return f"given/{sha256[:12]}"
+    return GIVEN + sha256[:12]
 
 
 def line_id(row: Row) -> str:

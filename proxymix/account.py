@@ -22,6 +22,8 @@ from proxymix.artifacts import append_jsonl
 Item = Literal["pretraining", "pilot", "reference", "episodes", "sweep_trial", "guard", "tuning"]
 POLICY_ITEMS: tuple[Item, ...] = ("pilot", "reference", "episodes", "sweep_trial", "guard")
 """What having a controller that may be trusted costs. Base models are given, and scoring is measuring."""
+GIVEN, VALIDATION = "given/", "validation"
+"""With which ids of lines begin: of what was made in another run, and of a sweep's held-out cases."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ class CostLine:
     """Found in a cache: the numbers are what making it took, then; nothing was spent now."""
     episodes: int = 1
     """Continual runs that the line sums over."""
+
+
+def of_policy(line: CostLine) -> bool:
+    """Whether having the run's controller took it. A sweep of the run itself did not: it found settings for another, in whose account it is given."""
+    if line.item == "sweep_trial":
+        return line.id.startswith(GIVEN)
+    return line.item in POLICY_ITEMS and not (line.item == "reference" and line.id.startswith(VALIDATION))
 
 
 class Account:

@@ -95,12 +95,18 @@ class ContinualRun:
         """Anchors, then the tasks that have come so far."""
         return self.anchors + self.tasks[: self.task_index + 1]
 
+    def begin(self, others: Sequence[ContinualRun] = ()) -> None:
+        """Reads the first losses, for `others` too: of the same case, on the same learner, all at the base model. `observe` does it for one alone."""
+        probes = self._due(always=())
+        losses = self.learner.losses_of_all(probes)[0]
+        for run in (self, *others):
+            run._keep(probes, losses)
+            run.reference_losses = {source.name: losses[source.name] for source in self.anchors}
+
     def observe(self) -> StageBoundary:
         """All that may be known now. After the last task: the final readings, with the last task still current."""
         if not self.readings.histories:
-            probes = self._due(always=())
-            self._keep(probes, self.learner.losses_of_all(probes)[0])  # Every replica stands at the base model here.
-            self.reference_losses = {source.name: self.readings.histories[source.name][-1] for source in self.anchors}
+            self.begin()
         current = self.tasks[min(self.task_index, len(self.tasks) - 1)].name
         readings = [self._reading(source.name, current) for source in self.visible]
         stage = self.stage_index if not self.done else self.tuning.stages_per_task - 1

@@ -82,6 +82,17 @@ class CurriculumConfig(Strict):
         return self.num_tasks if isinstance(self.num_tasks, int) else self.num_tasks[1]
 
 
+class SweptConfig(Strict):
+    """The sweep that found a controller's settings; its `best.yaml` says so, and tables count it among what the controller cost."""
+
+    id: str
+    """Of the sweep's results."""
+    flops: int = Field(ge=0)
+    """Operations of its trials and of the reference runs that were made for them alone."""
+    episodes: int = Field(ge=0)
+    """Proxy runs of its trials."""
+
+
 class ControllerConfig(Strict):
     """The policy, how it is learnt, and on what."""
 
@@ -108,11 +119,14 @@ class ControllerConfig(Strict):
     episodes_per_iteration: int = Field(default=16, ge=2)
     """All on one case, so that PPO's standardisation of advantages compares like with like."""
     num_env_runners: int = Field(default=2, ge=0)
-    """Ray actors that run proxy episodes; 0: in the trainer's own process. More than an iteration has groups are not started, and the job says so."""
+    """Ray actors that run proxy episodes; 0: in the trainer's own process. More than an iteration has groups are not started, and the job says so.
+    A run may go on with another number."""
     proxies_side_by_side: int = Field(default=8, ge=1)
     """Most proxies that one of them tunes at a time as one batched model (docs/performance.md)."""
     average_last: float = Field(default=1 / 3, gt=0, le=1)
     """The frozen policy is the mean of the parameters over this last share of the iterations."""
+    swept: SweptConfig | None = None
+    """Which sweep found these settings. Changes no result, but what it cost. None: none did."""
     ppo: PPOConfig = PPOConfig()
     reward: RewardConfig = RewardConfig()
     curriculum: CurriculumConfig = CurriculumConfig()

@@ -52,6 +52,7 @@ class ProxyStages:
         """Fresh proxies at the first boundary of the selected case."""
         case = self.cases[self.case_index % len(self.cases)]
         runs = [self.builder.build(case) for _ in range(self.num_proxies)]
+        runs[0].begin(runs[1:])
         self.episodes = [Episode(self.config.controller.reward, self.policy, case, run) for run in runs]
         return [episode.observation() for episode in self.episodes]
 

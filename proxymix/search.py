@@ -180,6 +180,7 @@ def score_together(builder: CaseBuilder, case: Case, controllers: Sequence[Contr
     idle = builder.learner.model.num_replicas - len(controllers)
     everyone = [*controllers, *[controllers[-1]] * idle]
     runs = [builder.build(case) for _ in everyone]
+    runs[0].begin(runs[1:])
     while not runs[0].done:
         advance_together(runs, [controller.decide(run.observe()) for controller, run in zip(everyone, runs, strict=True)])
     splits = runs[0].validation_splits

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from proxymix.account import POLICY_ITEMS, Account, CostLine, total_flops
+from proxymix.account import POLICY_ITEMS, Account, CostLine, of_policy, total_flops
 from proxymix.artifacts import read_json, read_jsonl
 from proxymix.config import Config
 from proxymix.errors import UserError
@@ -28,8 +28,8 @@ def summarise(config: Config, run_dir: Path) -> dict[str, Any]:
     """The content of `metrics.json` for what has been scored so far.
 
     Accuracies are fractions; costs are in units of one random-replay target run (its FLOPs under the same seed). `policy_cost` is all that
-    having a controller took: mirroring pilots, reference runs, episodes, a sweep's trials; 0 for a baseline. `total_cost` adds the method's own
-    target run. Both are from the account alone, which counts what a cache held as if it had been made now.
+    having a controller took: mirroring pilots, reference runs, episodes, the sweep that found its settings; 0 for a baseline. `total_cost`
+    adds the method's own target run. Both are from the account alone, which counts what a cache held as if it had been made now.
     `fallback_share` is the share of stages whose mixture was the declared fallback and not the method's own.
 
     Returns:
@@ -98,8 +98,8 @@ def _tuning_flops(lines: Sequence[CostLine], method: str, seed: int, rows: Seque
 
 
 def _policy_flops(config: Config, run_dir: Path, lines: Sequence[CostLine]) -> int | None:
-    """Pilots, reference runs, episodes and sweeps; None where there are no pilots, or the controller was learnt elsewhere."""
-    policy = [line for line in lines if line.item in POLICY_ITEMS]
+    """Pilots, reference runs, episodes and the sweep before them; None where there are no pilots, or the controller was learnt elsewhere."""
+    policy = [line for line in lines if of_policy(line)]
     num_pilots, num_episodes = (sum(line.episodes for line in policy if line.item == item) for item in ("pilot", "episodes"))
     expected = config.controller.episodes if config.controller.path is None else num_episodes  # A given controller's one line says all.
     transferred = (read_json(run_dir / "mirroring.json") or {}).get("passed", False)

@@ -13,6 +13,7 @@ import yaml
 from rich.table import Table
 
 from proxymix.config import Config
+from proxymix.controller_config import SweptConfig
 from proxymix.errors import UserError
 from proxymix.sweep_space import trial_config
 
@@ -21,23 +22,31 @@ Trial = Mapping[str, Any]
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
-    """The trial with the highest validation score among those that got furthest; the earliest of equals.
+    """The trial with the highest validation score among those that finished; the earliest of equals.
 
     The return in training decides nothing: trials have different rewards, and each has seen its cases many times. A score of an earlier rung
     decides nothing either: it belongs to a controller that `train_controller` would not stop at.
 
     Raises:
-        UserError: no trial reached its first rung.
+        UserError: no trial finished.
     """
-    furthest = max((len(trial["rungs"]) for trial in trials), default=0)
-    if not furthest:
-        raise UserError("sweep: no trial reached its first rung; see the errors in sweep/trials.json")
-    return max((trial for trial in trials if len(trial["rungs"]) == furthest), key=lambda trial: trial["rungs"][-1]["validation_score"])
+    finished = [trial for trial in trials if trial["status"] == "finished"]
+    if not finished:
+        error = next((trial["error"] for trial in trials if trial["error"]), "none failed")
+        raise UserError(f"sweep: a trial must finish, got none of {len(trials)}; the first error: {error}; mend it and run the sweep again to go on")
+    return max(finished, key=lambda trial: trial["rungs"][-1]["validation_score"])
 
 
-def best_config(config: Config, trial: Trial) -> str:
-    """A whole config with the trial's values, as YAML: a run of its own, `<name>-best`, for `train_controller` or any other job."""
+def best_config(config: Config, trial: Trial, swept: SweptConfig | None = None) -> str:
+    """A whole config with the trial's values, as YAML: a run of its own, `<name>-best`, for `train_controller` or any other job.
+
+    Args:
+        config: of the sweep.
+        trial: of which the values are.
+        swept: what finding them cost, for the account of that run.
+    """
     tree = trial_config(config, trial["overrides"]).model_dump(mode="json", exclude={"sweep"}) | {"name": f"{config.name}-best"}
+    tree["controller"]["swept"] = swept and swept.model_dump(mode="json")
     last = trial["rungs"][-1]
     score = f"validation score {last['validation_score']:+.4f} after {last['episodes']} episodes"
     return f"# Trial {trial['trial']} of the sweep of run {config.name}: {score}.\n" + yaml.safe_dump(tree, sort_keys=False)

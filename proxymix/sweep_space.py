@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from proxymix.account import VALIDATION
 from proxymix.cases import Case, draw_cases, sequence_tasks
 from proxymix.config import Config, CurriculumConfig, SourceConfig, validated
 from proxymix.errors import UserError
@@ -173,7 +174,7 @@ def validation_cases(config: Config) -> list[Case]:
         worlds=validation.worlds, pool=validation.pool, num_tasks=num_tasks, num_cases=validation.num_cases, length_range=curriculum.length_range
     )
     _check_disjoint(config, held_out)
-    return draw_cases(held_out, config.tuning, validation.num_cases, config.seed, label="validation")
+    return draw_cases(held_out, config.tuning, validation.num_cases, config.seed, label=VALIDATION)
 
 
 def _check_disjoint(config: Config, held_out: CurriculumConfig) -> None:

@@ -42,6 +42,22 @@ def test_a_given_controller_is_copied_and_costs_what_learning_it_took(tmp_path):
     assert (line.flops, line.cached, line.episodes) == (700, True, 320)
 
 
+def test_a_controller_of_swept_settings_has_cost_the_sweep_too(tmp_path, monkeypatch):
+    parameters = initial_parameters("equivariant", 0, 6, np.random.default_rng(0))
+
+    def learn(run, config, base, cases, folder):
+        save_controller(folder, parameters, name="proxymix", architecture="equivariant", facts={})
+
+    monkeypatch.setattr("jobs.train_controller.learn", learn)
+    swept = {"id": "abc", "flops": 700, "episodes": 320}
+    tree = {"name": "one-best", "runs_root": str(tmp_path), "sequence": {"tasks": "long@heldout-0"}, "controller": {"swept": swept}}
+    run = Run.open(validated(tree, "test"), "pipeline")
+    for _ in range(2):  # The second time as a resumed run.
+        train_controller(run, "no base is needed")
+    (line,) = run.account.lines()
+    assert (line.item, line.id, line.flops, line.cached, line.episodes) == ("sweep_trial", "given/abc", 700, True, 320)
+
+
 def test_a_given_controller_that_is_none_is_the_users_to_mend(tmp_path):
     tree = {"name": "one", "runs_root": str(tmp_path), "sequence": {"tasks": "long@heldout-0"}, "controller": {"path": str(tmp_path / "nothing")}}
     with pytest.raises(UserError, match="cannot read"):

@@ -129,6 +129,9 @@ def test_a_model_that_is_no_llama_is_refused(tmp_path):
         {"hidden_act": "gelu"},
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
         {"rope_parameters": {"rope_type": "yarn"}},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"quantization_config": {"quant_method": "fp8"}},
     ],
 )
 def test_a_llama_with_parts_this_decoder_does_not_have_is_refused(folder, part):

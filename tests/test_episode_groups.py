@@ -1,4 +1,5 @@
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 from own_ray import own_ray
+from ray.exceptions import RayError
 
-from cluster.episode_groups import EpisodePlan, hand_out, time_limit
+from cluster.episode_groups import Answer, EpisodePlan, hand_out, time_limit
+from cluster.episodic_ppo import EpisodicPPO
 
 PLAN = EpisodePlan(0, 0, tuple((0, 0, episode) for episode in range(8)), num_steps=600, group_size=2)
 
@@ -60,6 +63,9 @@ def cluster():
 def handed_out(tmp_path, trouble, timeout_s=600.0):
     actors = {index: ray.remote(Runner).remote(index, what, tmp_path) for index, what in ((1, trouble), (2, None))}
     ray.get([actor.apply.remote(lambda runner: runner.worker_index) for actor in actors.values()])
+    if trouble == "died idle":
+        with suppress(RayError):
+            ray.get(actors[1].apply.remote(lambda runner: ray.actor.exit_actor()))
     manager = Manager(actors)
     answers = list(hand_out(SimpleNamespace(_worker_manager=manager), [1, 2], {}, PLAN, range(4), lambda: timeout_s))
     for actor in actors.values():
@@ -78,12 +84,19 @@ def test_whoever_is_done_takes_the_next_group(cluster, tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("trouble", "timeout_s"), [("dies", 600.0), ("hangs", 2.0)])
+@pytest.mark.parametrize(("trouble", "timeout_s"), [("dies", 600.0), ("hangs", 2.0), ("died idle", 600.0)])
 def test_the_group_of_a_lost_runner_is_lost_and_the_others_are_not(cluster, tmp_path, trouble, timeout_s):
     answers, dead = handed_out(tmp_path, trouble, timeout_s)
     assert [(answer.runner, answer.index) for answer in answers if not answer.lost] == [(2, 1), (2, 2), (2, 3)]
-    assert [(answer.runner, answer.index) for answer in answers if answer.lost] == [(1, 0)]
+    lost = [(answer.runner, answer.index, answer.begun) for answer in answers if answer.lost]
+    assert lost == [(1, 0, trouble != "died idle")]  # What was not begun has cost nothing.
     assert dead == [1]
+
+
+def test_what_was_not_begun_is_not_dropped():
+    algorithm = SimpleNamespace(num_dropped=0, plan=PLAN, metrics=SimpleNamespace(aggregate=lambda metrics, key: None))
+    EpisodicPPO._accept(algorithm, [Answer(1, 0, [], {}, lost=True, begun=False), Answer(2, 1, [], {}, lost=True)])
+    assert algorithm.num_dropped == PLAN.group_size
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from proxymix.config import SourceConfig, TuningConfig
+from proxymix.controllers.baselines import baseline
 from proxymix.data.encoding import gather
 from proxymix.env import ContinualTuningEnv, ParallelTuningEnv
 from proxymix.errors import UserError
 from proxymix.learners.learner import Learner, NonFiniteLossError
 from proxymix.learners.models import load_model
+from proxymix.search import score_together
 
 TUNING = TuningConfig(learning_rate=3e-3, warmup_fraction=0.25, weight_decay=0.1, max_grad_norm=0.5)
 REPLICAS, STEPS = 3, 8
@@ -137,6 +139,21 @@ def test_episodes_are_those_of_the_single_environment(smoke_config, base_folder,
         assert {name: values[index] for name, values in infos["accuracies"].items() if name[0] != "_"} == info["accuracies"]
         assert infos["num_tokens"][index] == info["num_tokens"]
     assert len(set(infos["num_tokens"].tolist())) > 1  # or the mixtures were all the same
+
+
+def test_the_base_is_read_once_however_many_begin_from_it(smoke_config, base_folder, smoke_case, monkeypatch):
+    env = ParallelTuningEnv(smoke_config, base_folder, [smoke_case], REPLICAS)
+    learner, asked = env.stages.builder.learner, []
+    monkeypatch.setattr(learner, "losses_of_all", lambda probes, read=learner.losses_of_all: asked.append(set(probes)) or read(probes))
+    env.reset()
+    assert len(asked) == 1
+    single = ContinualTuningEnv(smoke_config, base_folder, [smoke_case])
+    single.reset()
+    runs = [episode.run for episode in env.stages.episodes]
+    assert [run.flops for run in runs] == [single.run.flops] * REPLICAS  # Each has cost what it would alone.
+    assert [run.state_dict() for run in runs] == [runs[0].state_dict()] * REPLICAS
+    score_together(env.stages.builder, smoke_case, [baseline("no_replay")])
+    assert len(asked) == 2 + len(smoke_case.tasks) * smoke_config.tuning.stages_per_task
 
 
 def test_they_begin_anew_together(smoke_config, base_folder, smoke_case):

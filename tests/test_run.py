@@ -42,8 +42,17 @@ def test_a_run_goes_on_only_with_the_config_it_began_with(config):
     opened(config, seeds=[0, 1], methods=["no_replay"])  # more rows change nothing that is there
     target = config.target.model_copy(update={"parallelism": ParallelismConfig(num_workers=2, use_gpu=True)})
     opened(config, target=target)  # nor do more machines
+    opened(config, controller=config.controller.model_copy(update={"num_env_runners": 7}))
+    with pytest.raises(UserError, match="begun with another proxy;"):
+        opened(config, proxy=config.proxy.model_copy(update={"gpus_per_runner": 0.5}))
     with pytest.raises(UserError, match="begun with another seed, tuning;"):
         opened(config, seed=1, tuning=config.tuning.model_copy(update={"batch_size": 8}))
+
+
+def test_how_many_proxies_share_a_gpu_may_change(config):
+    share, whole = (config.proxy.model_copy(update={"gpus_per_runner": gpus}) for gpus in (0.5, 1.0))
+    opened(config, proxy=share).begin()
+    opened(config, proxy=whole)
 
 
 def test_a_run_older_than_a_key_takes_its_default(config):

@@ -8,6 +8,7 @@ import pytest
 from fake_run import BATCH, STEPS, build_fake_run
 from rich.console import Console
 
+from proxymix.account import Account, Cost
 from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from proxymix.config import validated
 from proxymix.errors import UserError
@@ -97,6 +98,17 @@ def test_a_controller_that_was_not_transferred_has_cost_its_pilots(run):
     write_jsonl(folder / "costs.jsonl", [line for line in read_jsonl(folder / "costs.jsonl") if line["item"] in ("pilot", "tuning")])
     unit = sum(6 * 110_208 * row["num_tokens"] for row in read_jsonl(folder / "target/random_30/seed0/decisions.jsonl"))
     assert policy_and_own(config, folder)[0] == pytest.approx(8e9 / unit)
+
+
+def test_a_sweep_is_in_the_account_of_the_run_whose_settings_it_found(run):
+    config, folder = run
+    account, before = Account(folder / "costs.jsonl"), policy_and_own(config, folder)[0]
+    account.add("sweep_trial", "0123456789abcdef/rung1", "proxy", Cost(10**9), episodes=4)
+    account.add("reference", "validation0/01234567", "proxy", Cost(10**9), episodes=2)
+    assert policy_and_own(config, folder)[0] == before  # Its own sweep found settings for another.
+    unit = sum(6 * 110_208 * row["num_tokens"] for row in read_jsonl(folder / "target/random_30/seed0/decisions.jsonl"))
+    account.add("sweep_trial", "given/0123456789ab", "proxy", Cost(10**9), cached=True, episodes=4)
+    assert policy_and_own(config, folder)[0] == pytest.approx(before + 1e9 / unit)
 
 
 def test_fallback_share_is_counted_and_marks_the_row(run):

@@ -1,6 +1,7 @@
 """Trials under Ray Tune, on a stand-in for proxy tuning: who goes on, who wins, what survives a kill."""
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from cluster.policy_training import train_policy
 from cluster.sweep import account_for, run_sweep
 from cluster.sweep_trial import LINEAGE, RUNGS
 from proxymix.account import Account, total_flops
-from proxymix.artifacts import read_json, read_jsonl, write_json, write_jsonl
+from proxymix.artifacts import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from proxymix.config import Config
 from proxymix.errors import UserError
 from proxymix.sweep_result import best_trial
@@ -34,6 +35,20 @@ class FlatteringTuning(FakeTuning):
     def step(self, action):
         observation, reward, done, truncated, info = super().step(action)
         return observation, reward + 100 * self.config.controller.initial_sigma * done, done, truncated, info
+
+
+class CountedTuning(FakeTuning):
+    """Leaves a line for every episode."""
+
+    def __init__(self, log, *args):
+        super().__init__(*args)
+        self.log = log
+
+    def step(self, action):
+        observation, reward, done, truncated, info = super().step(action)
+        if done:
+            append_jsonl(self.log, os.getpid())
+        return observation, reward, done, truncated, info
 
 
 def fail_for_large_sigma(config, base_folder, parameters, cases):
@@ -72,6 +87,15 @@ def test_asha_stops_the_worst_early_and_lets_the_best_through(cluster, tmp_path)
     assert len(account.lines()) == sum(len(trial["rungs"]) for trial in trials)
     assert seen[-1] == (24, 24)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_two_trials_of_one_configuration_are_one_training(cluster, tmp_path):
+    played = partial(CountedTuning, tmp_path / "played.jsonl")
+    sweep = plan(tmp_path / "sweep", judge_what_was_learnt, played, space={SIGMA: {"choice": [0.5]}}, num_trials=2, max_concurrent=2)
+    first, second = run_sweep(sweep)
+    assert (first["status"], len(first["rungs"])) == ("finished", 4)
+    assert second == first | {"trial": 1}
+    assert len(list(read_jsonl(tmp_path / "played.jsonl"))) == 16
 
 
 def test_the_last_rung_is_the_controller_that_train_controller_would_freeze(cluster, tmp_path):

@@ -106,6 +106,10 @@ class TestSweep:
         assert [row["score_mean"] for row in again] == [row["score_mean"] for row in curve]
         assert controller.card["architecture"] == best["overrides"]["controller.architecture"]
         assert np.isfinite(best["rungs"][-1]["validation_score"])
+        (line,) = Account(runs / "smoke-best/costs.jsonl").made("sweep_trial")
+        assert (line.cached, line.episodes) == (True, found["cost"]["episodes"])
+        held_out = [line.flops for line in Account(runs / "smoke/costs.jsonl").made("reference") if line.id.startswith("validation")]
+        assert line.flops >= found["cost"]["flops"] + sum(held_out) > found["cost"]["flops"]
 
 
 @pytest.mark.cluster
@@ -128,6 +132,8 @@ def test_a_sweep_older_than_a_key_takes_its_default(tmp_path):
     run = Run.open(load_config(SMOKE, [f"runs_root={tmp_path}"]), "sweep_controller")
     settings = run.config.sweep.model_dump(mode="json")
     write_json(run.folder / "sweep/settings.json", {key: value for key, value in settings.items() if key != "startup_trials"})
+    check_settings(run)
+    write_json(run.folder / "sweep/settings.json", settings | {"max_concurrent": 99, "num_env_runners": 99})  # No result depends on them.
     check_settings(run)
     write_json(run.folder / "sweep/settings.json", settings | {"num_trials": 99})
     with pytest.raises(UserError, match=r"^sweep.num_trials: "):

@@ -34,6 +34,14 @@ def test_killed_and_restored_is_the_undisturbed_sweep(cluster, tmp_path, search,
     assert len([path for path in (tmp_path / "killed/tune").iterdir() if path.is_dir()]) == 3  # The killed session's trials went on.
 
 
+def test_a_killed_sweep_goes_on_with_other_workers(cluster, tmp_path):
+    settings = {"search": "random", "max_concurrent": 2, "num_trials": 3}
+    undisturbed = run_sweep(learnt_plan(tmp_path / "undisturbed", **settings))
+    killed_session(tmp_path / "killed", settings)
+    restored = run_sweep(learnt_plan(tmp_path / "killed", **settings | {"max_concurrent": 1, "num_env_runners": 1}))
+    assert timeless(restored) == timeless(undisturbed)
+
+
 def test_a_killed_population_goes_on_and_runs_no_rung_twice(cluster, tmp_path):
     settings = {"scheduler": "pbt", "search": None, "num_trials": 3, "space": {LEARNING_RATE: {"log_uniform": [1e-3, 0.1]}}}
     known = killed_session(tmp_path, settings)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxymix.config import load_config, validated
+from proxymix.controller_config import SweptConfig
 from proxymix.errors import UserError
 from proxymix.sweep_result import best_config, best_trial, sweep_table
 from proxymix.sweep_space import DEFAULT_SPACE, check_sweep, draw, overrides_of, pbt_dimensions, sweep_space, trial_config, validation_cases
@@ -162,11 +163,12 @@ def test_the_return_in_training_cannot_choose(pairs):
     assert chosen["trial"] == int(np.argmax([score for score, _ in pairs]))
 
 
-def test_only_those_that_got_furthest_can_win():
-    trials = [trial(0, 0.9, status="stopped"), trial(1, 0.1, 0.2), trial(2, 0.5, 0.1), trial(3, status="failed")]
+def test_only_those_that_finished_can_win():
+    lost = trial(4, 0.1, 0.2, 0.9, status="failed") | {"error": "no memory"}
+    trials = [trial(0, 0.9, status="stopped"), trial(1, 0.1, 0.2), trial(2, 0.5, 0.1), trial(3, status="failed"), lost]
     assert best_trial(trials)["trial"] == 1
-    with pytest.raises(UserError, match="no trial reached"):
-        best_trial([trial(0, status="failed")])
+    with pytest.raises(UserError, match="a trial must finish, got none of 2; the first error: no memory;"):
+        best_trial([trials[0], lost])
 
 
 def test_the_best_configuration_is_a_whole_run_of_its_own(tmp_path):
@@ -178,6 +180,8 @@ def test_the_best_configuration_is_a_whole_run_of_its_own(tmp_path):
     different = {key for key, value in config.model_dump().items() if value != best.model_dump()[key]}
     assert different == {"name", "controller", "sweep"}
     assert "sweep" not in yaml.safe_load((tmp_path / "best.yaml").read_text())
+    (tmp_path / "best.yaml").write_text(best_config(config, trial(4, 0.1), SweptConfig(id="abc", flops=10, episodes=4)))
+    assert load_config(tmp_path / "best.yaml").controller.swept == SweptConfig(id="abc", flops=10, episodes=4)
 
 
 def test_the_table_has_a_row_a_trial_the_best_first():

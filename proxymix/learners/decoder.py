@@ -174,9 +174,11 @@ class LeanLlama(nn.Module):
             raise UserError(
                 f"model: cannot read {str(folder)!r} ({error}); it needs config.json and model.safetensors, or use implementation: transformers"
             ) from error
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        plain = config.get("model_type") == "llama" and rope.get("rope_type", "default") == "default"
-        if not plain or config.get("attention_bias") or config.get("mlp_bias") or config.get("hidden_act", "silu") != "silu":
+        ropes = [config.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
+        # Files of before transformers 4.43 say `type`.
+        plain = config.get("model_type") == "llama" and all(rope.get("rope_type", rope.get("type", "default")) == "default" for rope in ropes)
+        parts = any(config.get(key) for key in ("attention_bias", "mlp_bias", "quantization_config"))
+        if not plain or parts or config.get("hidden_act", "silu") != "silu":
             found = f"{config.get('model_type')!r} in {str(folder)!r}"
             raise UserError(f"model.implementation: lean needs a plain Llama, got {found}; use implementation: transformers")
         model = cls(config, num_replicas)

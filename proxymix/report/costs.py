@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from proxymix.account import POLICY_ITEMS, CostLine, Item, total_flops
+from proxymix.account import CostLine, Item, of_policy, total_flops
 from proxymix.report.diagnostics import duration
 from proxymix.report.theme import ACCENT, MUTED, WARM, new_axes, styled
 
@@ -29,7 +29,8 @@ def plot_costs(made: Sequence[CostLine]) -> Figure:
     """Operations per kind of work; what `policy_cost` is made of stands out."""
     items = [item for item in TITLES if any(line.item == item for line in made)]
     flops = [total_flops(line for line in made if line.item == item) for item in items]
-    colours = [WARM if item in POLICY_ITEMS else ACCENT if item == "tuning" else MUTED for item in items]
+    policy = {line.item for line in made if of_policy(line)}
+    colours = [WARM if item in policy else ACCENT if item == "tuning" else MUTED for item in items]
     figure, axes = new_axes("Operations", "floating-point, as made", height=1.1 + 0.26 * len(items), left=1.35, right=1.9, top=0.62)
     axes.barh([TITLES[item] for item in items], flops, height=0.62, color=colours)
     for index, (item, number) in enumerate(zip(items, flops, strict=True)):
@@ -46,7 +47,7 @@ def plot_costs(made: Sequence[CostLine]) -> Figure:
 def cost_sentence(made: Sequence[CostLine], spent: Sequence[CostLine]) -> str:
     """How much of it all was the policy's, how much was found in a cache, how much was done again."""
     total = total_flops(made) or 1
-    policy, cached = (total_flops(chosen) for chosen in ([x for x in made if x.item in POLICY_ITEMS], [x for x in made if x.cached]))
+    policy, cached = (total_flops(chosen) for chosen in ([x for x in made if of_policy(x)], [x for x in made if x.cached]))
     again = total_flops(spent) - (total_flops(made) - cached)
     text = f"The results took {total_flops(made):.3g} operations, {100 * policy / total:.0f}\u00a0% of them for the policy (orange)."
     text += f" {100 * cached / total:.0f}\u00a0% came from a cache and cost this run nothing; the tables count them all the same." if cached else ""
