@@ -176,8 +176,7 @@ class LargeLearner:
 
     def _fault(self, loss: float, norm: float, losses: Tensor) -> NonFiniteLossError:
         wrong = (~losses.isfinite()).nonzero().flatten().tolist()
-        what = f"gradient norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
-        return NonFiniteLossError(what, self.steps_done, row=wrong[0] if wrong else None)
+        return NonFiniteLossError.of(loss, norm, self.steps_done, row=wrong[0] if wrong else None)
 
     @torch.no_grad()
     def _check_rows_stay_apart(self) -> None:
