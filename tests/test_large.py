@@ -103,6 +103,18 @@ def test_readings_are_those_of_the_flat_learner(llama, split):
         assert {name: rows.tolist() for name, rows in rights.items()} == {name: rows.tolist() for name, rows in plain.accuracies(probes).items()}
 
 
+@pytest.mark.parametrize(
+    ("world_size", "way", "most"), [(1, {}, 4), (2, {}, 2), (2, {"pack_tokens": 96}, 2), (1, {"micro_batch_size": 3}, 3), (8, {}, 1)]
+)
+def test_reading_takes_no_more_lines_at_a_time_than_a_step(llama, split, monkeypatch, world_size, way, most):
+    learner = new_learner(llama, **way)
+    scores, lines = learner._scores, []
+    monkeypatch.setattr(learner, "world_size", world_size)
+    monkeypatch.setattr(learner, "_scores", lambda portion, network: lines.append(len(portion.input_ids)) or scores(portion, network))
+    learner.losses_of_all({"x": split})
+    assert max(lines) == most
+
+
 def test_what_was_learnt_is_read_as_right(llama, batches):
     rows = EncodedSplit(batches[0].input_ids, batches[0].labels, torch.zeros(6))
     learner = new_learner(llama, pack_tokens=96, tuning=TUNING.model_copy(update={"learning_rate": 1e-2, "weight_decay": 0.0}))
