@@ -3,8 +3,9 @@
     python benchmarks/train_overhead.py --config configs/demo.yaml [--preset small] [--steps 32] [--rounds 7] [key.path=value …]
 
 All three train the same model on the same batches, in one Ray Train worker on one thread, in turn, round after round. `ours` is all that a
-target run does but reading validation losses, which is the method and no overhead: mixture, batches, steps, decisions by an (untrained) policy,
-records, checkpoints, the finished model. `plain` computes what ours does a step, from batches that are drawn already, and nothing else. The
+target run does but reading validation losses, which is the method and no overhead, and asking a service and a tracker, which are elsewhere
+(`service_load.py`): the run's beginning, mixture, batches, steps, decisions by an (untrained) policy in this process, each kept before its stage,
+records, costs, checkpoints, the finished model. `plain` computes what ours does a step, from batches that are drawn already, and nothing else. The
 Trainer's start-up is left out, and it neither logs nor saves. Prints one JSON line: tokens a second, ratios (median over rounds, with the
 range), and the share of the mixture sampler and the decision in ours.
 """
@@ -35,6 +36,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments
 
 from cluster.tuning import target_builder
+from proxymix.account import Account
 from proxymix.artifacts import read_json, write_json
 from proxymix.cases import Case, CaseBuilder, sequence_tasks
 from proxymix.config import Config, load_config
@@ -121,9 +123,11 @@ class OurLoop:
 
         run.sampler.draw_stage = timed  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            journal = RunJournal(Path(folder), self.builder.learner, self.folder / "base")
+            account = Account(Path(folder) / "costs.jsonl")
+            journal = RunJournal(Path(folder) / "run", self.builder.learner, self.folder / "base", account)
             started = time.perf_counter()
-            records = run_continual(run, self.controller, journal)
+            journal.resume(run)
+            records = run_continual(run, journal.asking(lambda sha256: self.controller), journal)
             seconds = time.perf_counter() - started - sum(record.seconds["validate"] for record in records)
             journal.close()
         self.shares.append((sum(drawing) + sum(record.seconds["decide"] for record in records)) / seconds)

@@ -19,7 +19,7 @@ import ray.util.metrics
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from torch.distributed.device_mesh import init_device_mesh
 
 from cluster.ranks import SharedController
@@ -146,14 +146,15 @@ def _resources(config: Config) -> dict[str, float]:
 
 def failure(error: TrainingFailedError) -> str:
     """Why the workers did not get to the end, in one line."""
-    if not isinstance(error, WorkerGroupError):
-        return f"Ray Train stopped: {_last_line(error)}"
-    return f"the workers failed {MAX_RESTARTS + 1} times, lastly with: {_last_line(*error.worker_failures.values())}"
+    if isinstance(error, WorkerGroupError):
+        return f"the workers failed {MAX_RESTARTS + 1} times, lastly with: {_said(next(iter(error.worker_failures.values()), error))}"
+    return f"Ray Train stopped: {_said(error.controller_failure if isinstance(error, ControllerError) else error)}"
 
 
-def _last_line(*errors: Exception) -> str:
-    """What was raised, of an error whose text is a whole traceback."""
-    return str(errors[0]).strip().splitlines()[-1].strip()
+def _said(error: Exception) -> str:
+    """What was raised, on one line: the last of a text that is a whole traceback, else all of it, as hints come last."""
+    text = str(error).strip()
+    return text.splitlines()[-1].strip() if "Traceback (most recent call last)" in text else " ".join([f"{type(error).__name__}:", *text.split()])
 
 
 def _work(plan: TuningPlan) -> None:
@@ -164,7 +165,7 @@ def _work(plan: TuningPlan) -> None:
         device = ray.train.torch.get_device()
         builder = ranks.together(partial(target_builder, plan.config, plan.base_folder, ranks, device))
         for method, seed in plan.assignments:
-            plan.ready(method)
+            ranks.together(partial(plan.ready, method))
             _tune(plan, method, seed, builder, ranks)
     except UserError as error:
         if ranks.rank == 0:
@@ -178,10 +179,11 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
     folder = target_folder(plan.run_dir, method, seed)
     if is_finished(folder):
         return
-    kept = Checkpoints(_checkpoint_place(config, folder), config.target.checkpoints.keep, ranks.rank)
+    kept = ranks.together(lambda: Checkpoints(_checkpoint_place(config, folder), config.target.checkpoints.keep, ranks.rank))
     journal = RunJournal(folder, builder.learner, Path(plan.base_folder), account, workers, gpus, ranks=ranks, checkpoints=kept)
     tasks = sequence_tasks(config)
-    run = builder.build(Case(f"{config.name}/{method}/seed{seed}", tasks, (config.tuning.steps_per_stage,) * len(tasks), seed))
+    case = Case(f"{config.name}/{method}/seed{seed}", tasks, (config.tuning.steps_per_stage,) * len(tasks), seed)
+    run = ranks.together(lambda: builder.build(case))
     every = config.controller.decide_every if method == PROXYMIX else 1
 
     def build() -> Controller:
@@ -190,7 +192,7 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
     with (
         closing(journal),
         closing(SharedController(method, build, ranks)) as controller,
-        closing(_watch(config, plan.run_dir, method, seed, ranks)) as watch,
+        closing(ranks.together(lambda: _watch(config, plan.run_dir, method, seed, ranks))) as watch,
     ):
         journal.resume(run)
         try:
@@ -231,13 +233,14 @@ def target_builder(
         learner: what tunes it; None: what suits its implementation.
 
     Raises:
-        UserError: a GPU is to be used and torch sees none.
+        UserError: a GPU is to be used and torch sees none, or the model cannot be loaded on one of the workers; then on all.
     """
     target = config.target
     if device is None:
         device = tuning_device(target.parallelism.use_gpu, "target.parallelism.use_gpu", "false")
     torch.manual_seed(config.seed)  # Adapters start at random; all ranks and all methods start alike.
-    model = load_model(base_folder, target.model.implementation, target.lora, target.precision)
+    # Before anything is spread over workers: nobody may wait for one that has no model.
+    model = ranks.together(lambda: load_model(base_folder, target.model.implementation, target.lora, target.precision))
     together = ranks.world_size > 1
     if learner is None and isinstance(model, TransformersModel):
         workers = init_device_mesh(device.type, (ranks.world_size,)) if together else None

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from proxymix.artifacts import read_jsonl, write_jsonl
-from proxymix.errors import UserError
+from proxymix.artifacts import read_jsonl, write_jsonl, writing
 from proxymix.fence import Fence
 from proxymix.types import Controller, Decision, StageBoundary
 
@@ -72,9 +71,5 @@ class AskedOnce:
 
     def _keep(self) -> None:
         rows = ({"task_index": task, "stage_index": stage, **decision_fields(answer)} for (task, stage), answer in self._answers.items())
-        try:
+        with writing(self.path):
             write_jsonl(self.path, rows)
-        except OSError as error:
-            raise UserError(
-                f"runs_root: could not write {str(self.path)!r} ({error}); every finished stage is kept: make room, and run the same command again"
-            ) from error

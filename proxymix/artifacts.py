@@ -11,15 +11,32 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from proxymix.errors import UserError
 
 
 def target_folder(run_dir: str | Path, method: str, seed: int) -> Path:
     """Folder of one target run: `<run_dir>/target/<method>/seed<k>`."""
     return Path(run_dir) / "target" / method / f"seed{seed}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes on in it writes `path`, of a run that can be gone on with.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"runs_root: could not write {str(path)!r} ({error}); every finished stage is kept: make room, and run the same command again"
+        ) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

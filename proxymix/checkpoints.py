@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from proxymix.errors import UserError
+from proxymix.errors import SupersededError, UserError
 from proxymix.learners.parallel import num_parts, part
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def _faults_told(files: AbstractFileSystem, fault: str, remedy: str) -> Iterator
     """What a file system raises, as one message. Those far away raise what their HTTP clients do, which has no common kind."""
     try:
         yield
-    except UserError:
+    except (UserError, SupersededError):
         raise
     except Exception as error:
         if isinstance(files, LocalFileSystem) and not isinstance(error, (OSError, SafetensorError)):
@@ -107,9 +107,7 @@ class Checkpoints:
         Raises:
             UserError: it cannot be found out.
         """
-        with _faults_told(
-            self._files, f"target.checkpoints: could not read from {self.place!r}", "see that it can be read, and run the same command again"
-        ):
+        with self._reading():
             return self._newest()
 
     def _newest(self) -> str | None:
@@ -123,18 +121,30 @@ class Checkpoints:
 
     @contextmanager
     def read(self, name: str) -> Iterator[tuple[Any, Mapping[str, Tensor]]]:
-        """What was saved as `name`: the progress, and the state's tensors, whole; good within the context."""
+        """What was saved as `name`: the progress, and the state's tensors, whole; good within the context.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         with ExitStack() as stack:
-            folder = Path(self._root, name)
-            if not isinstance(self._files, LocalFileSystem):
-                folder = Path(stack.enter_context(TemporaryDirectory()))
-                for path in self._files.ls(f"{self._root}/{name}", detail=False):
-                    self._files.get_file(path, str(folder / path.rsplit("/", 1)[-1]))
-            paths = sorted(folder.glob("*.safetensors"), key=lambda path: int(path.name.split("-")[0]))
-            shards = [stack.enter_context(safe_open(path, "pt")) for path in paths]
+            with self._reading():
+                folder = Path(self._root, name)
+                if not isinstance(self._files, LocalFileSystem):
+                    folder = Path(stack.enter_context(TemporaryDirectory()))
+                    for path in self._files.ls(f"{self._root}/{name}", detail=False):
+                        self._files.get_file(path, str(folder / path.rsplit("/", 1)[-1]))
+                paths = sorted(folder.glob("*.safetensors"), key=lambda path: int(path.name.split("-")[0]))
+                shards = [stack.enter_context(safe_open(path, "pt")) for path in paths]
             yield json.loads(shards[0].metadata()["progress"]), WholeTensors(shards)
 
-    def save(self, stage: int, state: Mapping[str, Tensor], progress: Any, first: Callable[[], None] | None = None) -> None:
+    def save(
+        self,
+        stage: int,
+        state: Mapping[str, Tensor],
+        progress: Any,
+        first: Callable[[], None] | None = None,
+        last: Callable[[], None] | None = None,
+    ) -> None:
         """Copies this worker's part of `state` and begins to write it, once what was begun before is written.
 
         Args:
@@ -142,6 +152,7 @@ class Checkpoints:
             state: tensors, spread out or the same on all workers.
             progress: a JSON value, the same on all workers.
             first: what the first worker must write before: where it fails, or dies over it, the checkpoint is not whole.
+            last: called before this worker's part becomes whole; where it fails, that does not.
 
         Raises:
             UserError: of `wait`.
@@ -153,7 +164,7 @@ class Checkpoints:
             copies = {name: part(value).to("cpu", copy=True).contiguous() for name, value in mine.items()}
             told = {"progress": json.dumps(progress, allow_nan=False)} if self.rank == 0 else None
             shard = f"{stage:06d}-{self.attempt}", f"{self.rank}-of-{num_shards}"
-            self.begin(lambda: self._write(*shard, copies, told, first))
+            self.begin(lambda: self._write(*shard, copies, told, first, last))
 
     def begin(self, write: Callable[[], None]) -> None:
         """Lets `write` go on in the background, once what was begun before is written.
@@ -185,7 +196,15 @@ class Checkpoints:
         """Waits for what is being written, whatever comes of it."""
         self._writer.shutdown()
 
-    def _write(self, name: str, shard: str, tensors: dict[str, Tensor], told: dict[str, str] | None, first: Callable[[], None] | None) -> None:
+    def _write(
+        self,
+        name: str,
+        shard: str,
+        tensors: dict[str, Tensor],
+        told: dict[str, str] | None,
+        first: Callable[[], None] | None,
+        last: Callable[[], None] | None,
+    ) -> None:
         if first is not None:
             first()
         folder = f"{self._root}/{name}"
@@ -201,10 +220,16 @@ class Checkpoints:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if not local:
                 self._files.put_file(str(path), f"{folder}/{path.name}")
+        if last is not None:
+            last()
         self._seal(f"{folder}/{shard}.sha256", digest)
 
     def _seal(self, path: str, digest: str) -> None:
         self._files.pipe_file(path, digest.encode())
+
+    def _reading(self) -> AbstractContextManager[None]:
+        remedy = "see that it can be read, and run the same command again"
+        return _faults_told(self._files, f"target.checkpoints: could not read from {self.place!r}", remedy)
 
     def _names(self) -> list[str]:
         """Of all checkpoints, whole or not, oldest first."""

@@ -7,6 +7,7 @@ The Gymnasium environment's `step` *is* `advance`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from proxymix.config import TuningConfig
 from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather_many, stacked_shape
 from proxymix.data.sampler import MixtureSampler, Places
-from proxymix.errors import NonFiniteLossError
+from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.learners.interface import Probes, StageLearner
 from proxymix.mixture import checked_weights
 from proxymix.probing import Readings
@@ -142,7 +143,7 @@ class ContinualRun:
             self.training_flops += self.learner.shape.training_flops(batch.shape)
         trained = time.perf_counter()
         position = (self.task_index, self.stage_index)
-        num_validation_tokens = yield from self._move_on(boundary.current.name)
+        num_validation_tokens = yield from self._move_on(boundary.current.name, steps)
         recorded, self._recorded_flops = self._recorded_flops, (self.training_flops, self.validation_flops)
         return StageRecord(
             request_id=f"{self.name}/task{position[0]}/stage{position[1]}",
@@ -195,15 +196,16 @@ class ContinualRun:
         self.reference_losses = dict(state["reference_losses"])
         self.sampler.consumed = dict(state["consumed"])
 
-    def _move_on(self, current: str) -> Generator[Probes, dict[str, float], int]:
+    def _move_on(self, current: str, steps: int) -> Generator[Probes, dict[str, float], int]:
         """To the next boundary, whose losses are read; a task's last reading becomes its reference. Returns the tokens read."""
+        place, last_step = self._place, (self.stage_index + 1) * steps - 1
         self.stage_index += 1
         task_over = self.stage_index == self.tuning.stages_per_task
         if task_over:
             self.task_index, self.stage_index = self.task_index + 1, 0
         # What was trained is read, and so is a task that has just come: the one because it changed most, the other for the first time.
         probes = self._due(always=(current,))
-        self._keep(probes, (yield probes))
+        self._keep(probes, (yield probes), last_step, place)
         if task_over:
             self.reference_losses[current] = self.readings.histories[current][-1]
         return sum(probe.num_tokens for probe in probes.values())
@@ -211,16 +213,25 @@ class ContinualRun:
     def _located(self, error: NonFiniteLossError, places: Places) -> NonFiniteLossError:
         """`error` with the task, the stage and the source it happened in."""
         sources = sorted({name for name, _ in places}) if error.row is None else [places[error.row][0]]
-        where = f"task {self.task_index} ({self.tasks[self.task_index].name}), stage {self.stage_index}, on rows of {', '.join(sources)}"
-        return NonFiniteLossError(error.what, error.step, where, row=error.row, replica=error.replica)
+        place = f"{self._place}, on rows of {', '.join(sources)}"
+        return NonFiniteLossError(error.what, error.step, place, row=error.row, replica=error.replica)
+
+    @property
+    def _place(self) -> str:
+        return f"task {self.task_index} ({self.tasks[self.task_index].name}), stage {self.stage_index}"
 
     def _due(self, always: Sequence[str]) -> dict[str, EncodedSplit]:
         """The probes to read at this boundary, `always` in any case."""
         visible = {source.name: source.probe for source in self.visible}
         return {name: visible[name] for name in self.readings.due(list(visible), always, self.tuning.probe_budget)}
 
-    def _keep(self, probes: Probes, losses: Mapping[str, float]) -> None:
+    def _keep(self, probes: Probes, losses: Mapping[str, float], step: int = 0, place: str | None = None) -> None:
         assert probes.keys() == losses.keys()
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                what = f"validation loss on rows of {name} became {loss}"
+                untuned = UserError(f"model: {what} before any step; mend its weights, or set precision to fp32")
+                raise untuned if place is None else NonFiniteLossError(what, step, place)
         self.count_reading(probes)
         self.readings.add([source.name for source in self.visible], losses)
 

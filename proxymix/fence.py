@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import uuid4
 
-from proxymix.artifacts import write_text
-from proxymix.errors import SupersededError, UserError
+from proxymix.artifacts import write_text, writing
+from proxymix.errors import SupersededError
 
 
 class Fence:
@@ -27,10 +27,8 @@ class Fence:
             UserError: it cannot be written.
         """
         self.token = uuid4().hex[:8]
-        try:
+        with writing(self.path):
             write_text(self.path, self.token)
-        except OSError as error:
-            raise UserError(f"runs_root: could not write {str(self.path)!r} ({error}); make room, and run the same command again") from error
         return self.token
 
     def check(self) -> None:

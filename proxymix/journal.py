@@ -19,9 +19,10 @@ from typing import Any
 
 from proxymix.account import Account, Cost
 from proxymix.answers import AskedOnce, decision_fields, decision_of
-from proxymix.artifacts import write_folder, write_jsonl, write_text
+from proxymix.artifacts import write_folder, write_jsonl, write_text, writing
 from proxymix.checkpoints import Checkpoints
 from proxymix.continual import ContinualRun
+from proxymix.errors import UserError
 from proxymix.evaluation.verification import Fingerprint
 from proxymix.fence import Fence
 from proxymix.learners.interface import ResumableLearner
@@ -108,53 +109,76 @@ class RunJournal:
         return AskedOnce(choose, self.folder / ANSWERS, self.rows, self.fence)
 
     def resume(self, run: ContinualRun) -> bool:
-        """Puts `run` and its learner where the last stage boundary left them; False when there is nothing to go on from."""
+        """Puts `run` and its learner where the last stage boundary left them; False when there is nothing to go on from.
+
+        Raises:
+            UserError: on all workers, what there is cannot be read, or the run not be written, on one.
+        """
         self.checkpoints.attempt, name = self.ranks.from_first(lambda: (self.fence.take(), self.checkpoints.newest()))
-        if name is not None:
-            with self.checkpoints.read(name) as (progress, tensors):
-                run.load_state_dict(progress["run"])
-                self.learner.load_state_dict(tensors)
-            self.rows = progress["rows"]
-        rows = self.folder / "decisions.jsonl"
-        if self.writes and (self.rows or rows.exists()):
-            write_jsonl(rows, self.rows)  # Rows of stages after the checkpoint go; these are tuned again.
+        self.ranks.together(lambda: self._go_back(run, name))
         return name is not None
 
     def stage_finished(self, run: ContinualRun, record: StageRecord) -> None:
         """Appends the decision, then begins to save the state it led to; at a task's end the model too, after the last stage alone.
 
         Raises:
-            UserError: on all workers, what was begun before could not be saved on one.
+            UserError: on all workers, what was begun before could not be saved on one, or the decision not be written.
             SupersededError: the run is another group's by now.
         """
         self.fence.check()
         self.ranks.together(self.checkpoints.wait)
         self.rows.append(record_row(record))
-        if self.writes:
-            self._account_for(record)
-            write_jsonl(self.folder / "decisions.jsonl", self.rows)
+        self.ranks.together(lambda: self._tell(record))
         # The model comes before the state: a state that says "task over" must find it.
         first = self._model_to_write(run) if run.stage_index == 0 else None
         if not run.done:
-            self.checkpoints.save(len(self.rows), self.learner.state_dict(), {"run": run.state_dict(), "rows": self.rows}, first)
+            self.checkpoints.save(len(self.rows), self.learner.state_dict(), {"run": run.state_dict(), "rows": self.rows}, first, self.fence.check)
         elif first is not None:
             self.checkpoints.begin(first)  # `done` takes the place of a last state; a kill before it is written costs one stage.
 
     def task_finished(self, run: ContinualRun, task_index: int) -> None:
-        """Marks the end of the last task."""
+        """Marks the end of the last task.
+
+        Raises:
+            UserError: on all workers, it could not be written.
+            SupersededError: the run is another group's by now.
+        """
         if not run.done:
             return
         self.ranks.together(self.checkpoints.wait)  # Nobody writes where the first one clears.
         self.fence.check()
-        if self.writes:
-            write_text(self.folder / "done", f"{task_index + 1} tasks\n")
-            self.checkpoints.clear()
-            (self.folder / ANSWERS).unlink(missing_ok=True)
-            self.fence.remove()
+        self.ranks.together(lambda: self._end(task_index + 1))
 
     def close(self) -> None:
         """What is being saved is saved; for the way out, whatever the reason."""
         self.checkpoints.close()
+
+    def _go_back(self, run: ContinualRun, name: str | None) -> None:
+        """To checkpoint `name`, or the beginning; rows of stages after it go, these are tuned again."""
+        if name is not None:
+            with self.checkpoints.read(name) as (progress, tensors):
+                run.load_state_dict(progress["run"])
+                self.learner.load_state_dict(tensors)
+            self.rows = progress["rows"]
+        path = self.folder / "decisions.jsonl"
+        if self.writes and (self.rows or path.exists()):
+            with writing(path):
+                write_jsonl(path, self.rows)
+
+    def _tell(self, record: StageRecord) -> None:
+        if self.writes:
+            self._account_for(record)
+            path = self.folder / "decisions.jsonl"
+            with writing(path):
+                write_jsonl(path, self.rows)
+
+    def _end(self, num_tasks: int) -> None:
+        if self.writes:
+            with writing(self.folder / "done"):
+                write_text(self.folder / "done", f"{num_tasks} tasks\n")
+                self.checkpoints.clear()
+                (self.folder / ANSWERS).unlink(missing_ok=True)
+                self.fence.remove()
 
     def _account_for(self, record: StageRecord) -> None:
         """Before anything else is written: a stage whose state is lost is tuned again, and then has two lines."""
@@ -163,15 +187,27 @@ class RunJournal:
             wall = sum(value for phase, value in seconds.items() if phase != "cpu")
             cost = Cost(record.training_flops + record.validation_flops, self.workers * seconds.get("cpu", 0.0), self.gpus * wall)
             run = f"{self.folder.parent.name}/{self.folder.name}"
-            self.account.add("tuning", f"{run}/task{boundary.task_index}/stage{boundary.stage_index}", "target", cost)
+            with writing(self.account.path):
+                self.account.add("tuning", f"{run}/task{boundary.task_index}/stage{boundary.stage_index}", "target", cost)
 
     def _model_to_write(self, run: ContinualRun) -> Callable[[], None] | None:
         """What writes the model as it is now, for the one worker that writes; all take part in gathering it."""
-        fingerprint = Fingerprint.of(self.learner, [source.probe for source in run.visible])
+        finished = run.tasks[run.task_index - 1]
+        # That task's first: only so many rows are shown, and nothing tells these weights from the task's before as it does.
+        sources = [finished, *(source for source in run.visible if source is not finished)]
+        fingerprint = Fingerprint.of(self.learner, [source.probe for source in sources])
         write = self.learner.model.snapshot(keep=self.writes)
+        path = self.folder / "checkpoints" / f"task{run.task_index - 1}"
 
         def fill(folder: Path) -> None:
-            write_model(write, self.base_folder, folder)
-            fingerprint.write(folder)
+            try:
+                write_model(write, self.base_folder, folder)
+                fingerprint.write(folder)
+            except Exception as error:  # Whatever transformers, its tokenizers or safetensors raise: a new group of workers would meet the same.
+                raise UserError(
+                    f"target: could not write the tuned model to {str(path)!r} ({type(error).__name__}: {error}); "
+                    "the stage boundary before is kept: mend what it names, or make room, and run the same command again"
+                ) from error
+            self.fence.check()  # That others may have come since this began to be written.
 
-        return partial(write_folder, self.folder / "checkpoints" / f"task{run.task_index - 1}", fill) if self.writes else None
+        return partial(write_folder, path, fill) if self.writes else None

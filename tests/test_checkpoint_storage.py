@@ -77,6 +77,17 @@ def test_a_place_without_credentials_is_told_before_and_while_tuning(locked):
         kept.wait()
 
 
+def test_a_place_that_lets_nothing_be_read_any_more_is_told(locked, tmp_path):
+    kept = Checkpoints(str(tmp_path))
+    kept.save(1, STATE, {})
+    kept.wait()
+    name = kept.newest()
+    next(tmp_path.rglob("*.safetensors")).write_bytes(b"")
+    for lost in (kept, Checkpoints(locked)):
+        with pytest.raises(UserError, match=r"^target.checkpoints: could not read from .*; see that it can be read"), lost.read(name):
+            pass
+
+
 def test_a_folder_that_cannot_be_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^target.checkpoints.storage: could not write to .*file/states' \((NotADirectory|FileExists)Error"):

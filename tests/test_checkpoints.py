@@ -1,5 +1,8 @@
 """Any causal language model of transformers can be the target: loaded, adapted, tuned on answers, saved in its own architecture."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_checkpoints import ARCHITECTURES, make_checkpoint
@@ -45,6 +48,15 @@ def test_loss_and_saving_are_those_of_transformers(checkpoint, tmp_path):
         assert torch.allclose(saved(ids).logits, learner.model.logits(ids[None], torch.arange(ids.shape[1])[None, None])[0], atol=1e-5)
         assert not torch.allclose(saved(ids).logits, model(ids).logits, atol=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == AutoTokenizer.from_pretrained(folder).chat_template
+
+
+def test_settings_of_sampling_that_transformers_refuses_to_write_are_kept_as_they_are(tmp_path):
+    folder, saved = make_checkpoint(tmp_path / "base", "llama"), tmp_path / "saved"
+    settings = {"temperature": 0.9, "top_p": 0.6}  # As published by some, without do_sample.
+    (Path(folder) / "generation_config.json").write_text(json.dumps(settings))
+    saved.mkdir()
+    save_model(load_model(folder, "transformers"), folder, saved)
+    assert json.loads((saved / "generation_config.json").read_text()) == settings
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from proxymix.controllers.baselines import Ramp, UniformReplay
 from proxymix.cost import ModelShape
 from proxymix.data.encoding import EncodedSource, EncodedSplit
 from proxymix.episode import validation_safety
+from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.types import Decision
 
 TUNING = TuningConfig(stages_per_task=2, steps_per_stage=3, batch_size=8, probes_per_boundary=4)
@@ -252,6 +254,40 @@ def test_resuming_a_real_learner_is_bit_identical(smoke_builder, smoke_case):
     learner.load_state_dict(tensors)
     assert timeless(run_continual(resumed, controller)) == timeless(records[3:])
     assert torch.equal(learner.flat, weights)
+
+
+class Broken(FakeLearner):
+    """Whose losses are no numbers any more after so many steps."""
+
+    def __init__(self, num_steps):
+        super().__init__()
+        self.last = num_steps
+
+    def losses_of_all(self, probes):
+        return [dict.fromkeys(probes, math.inf)] if self.num_steps >= self.last else super().losses_of_all(probes)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "fault", "told"),
+    [
+        (0, UserError, r"^model: validation loss on rows of safety became inf before any step; mend its weights"),
+        (
+            1,
+            NonFiniteLossError,
+            r"^validation loss .* safety became inf at optimizer step 2 of task 0 \(code\), stage 0; the .* is kept; lower",
+        ),
+        (
+            10,
+            NonFiniteLossError,
+            r"^validation loss .* safety became inf at optimizer step 5 of task 1 \(math\), stage 1; the .* is kept",
+        ),
+    ],
+)
+def test_a_reading_that_is_not_finite_is_told(num_steps, fault, told):
+    notebook = Notebook()
+    with pytest.raises(fault, match=told):
+        run_continual(new_run(Broken(num_steps)), UniformReplay(0.5), notebook)
+    assert len([event for event in notebook.events if isinstance(event, str)]) == {0: 0, 1: 0, 10: 3}[num_steps]
 
 
 def test_validation_scores():

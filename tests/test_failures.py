@@ -15,6 +15,7 @@ from fake_service import client, frozen
 from proxymix.artifacts import read_jsonl
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import Ramp, UniformReplay
+from proxymix.errors import UserError
 from proxymix.journal import RunJournal
 from proxymix.service_config import ServiceConfig
 from services.client import ServiceController
@@ -51,7 +52,7 @@ def full_disk(num_bytes):
 @pytest.mark.parametrize("num_bytes", [0, 2_000, 50_000])
 def test_a_full_disk_stops_the_run_and_it_resumes_to_the_same_numbers(tune, tmp_path, num_bytes):
     whole = tune("whole", Ramp(2.0))
-    with full_disk(num_bytes), pytest.raises(Exception, match="File too large"):
+    with full_disk(num_bytes), pytest.raises(UserError, match=r"could not write .*File too large.*(make|mend|see).* run the same command again"):
         tune("full", Ramp(2.0))
     assert not list((tmp_path / "full").rglob(".*"))
     assert not (tmp_path / "full" / "done").exists()

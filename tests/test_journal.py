@@ -11,10 +11,14 @@ from proxymix import checkpoints
 from proxymix import journal as journal_module
 from proxymix.account import Account
 from proxymix.artifacts import read_jsonl
+from proxymix.cases import Case
 from proxymix.checkpoints import Checkpoints
+from proxymix.config import SourceConfig
 from proxymix.continual import run_continual
 from proxymix.controllers.baselines import Ramp
-from proxymix.errors import SupersededError
+from proxymix.errors import SupersededError, UserError
+from proxymix.evaluation.verification import NUM_TOKENS, Fingerprint
+from proxymix.fence import Fence
 from proxymix.journal import RunJournal, is_finished
 
 CONTROLLER = Ramp(2.0)
@@ -175,3 +179,51 @@ def test_workers_that_were_cut_off_write_nothing_once_others_have_taken_over(sta
     assert rows(taken_over.folder) == rows(whole)
     with pytest.raises(SupersededError, match="has none now"):
         journal.task_finished(successor, 1)
+
+
+@pytest.mark.parametrize(("place", "write", "left"), [(checkpoints, "save_file", []), (journal_module, "write_model", ["000001"])])
+def test_what_was_begun_before_others_took_over_does_not_become_whole(start, monkeypatch, place, write, left):
+    """A state, and a model, which comes before a state."""
+    run, journal, _ = start("run")
+    written = getattr(place, write)
+
+    def taken_over(*arguments):
+        written(*arguments)
+        Fence(journal.folder / "token").take()
+
+    monkeypatch.setattr(place, write, taken_over)
+    for _ in range(1 + len(left)):
+        journal.checkpoints.wait()
+        journal.stage_finished(run, run.advance(CONTROLLER.decide(run.observe())))
+    with pytest.raises(SupersededError, match="others tune it, so nothing more is written"):
+        journal.checkpoints.wait()
+    assert [path.parent.name.split("-")[0] for path in journal.folder.rglob("*.sha256")] == left
+    assert not list(journal.folder.glob("checkpoints/*"))
+
+
+def test_a_model_that_cannot_be_written_is_one_message(start, whole, monkeypatch):
+    def refuse(*arguments):
+        raise ValueError("GenerationConfig is invalid")
+
+    run, journal, _ = start("refused")
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "write_model", refuse)
+        told = r"^target: could not write the tuned model to '.*task0' \(ValueError: GenerationConfig is invalid\); the stage boundary before is kept"
+        with pytest.raises(UserError, match=told):
+            run_continual(run, CONTROLLER, journal)
+    run, journal, _ = start("refused")
+    assert (run.task_index, run.stage_index) == (0, 1)
+    run_continual(run, CONTROLLER, journal)
+    assert rows(journal.folder) == rows(whole)
+
+
+def test_a_fingerprint_shows_first_what_the_task_just_over_has_taught(smoke_builder, base_folder, tmp_path):
+    tasks = tuple(SourceConfig(format="builtin", task=task, world="heldout-0") for task in ("table_small", "roleplay", "modular"))
+    run = smoke_builder.build(Case("three", tasks, (1, 1, 1), seed=1))
+    journal = RunJournal(tmp_path, smoke_builder.learner, Path(base_folder))
+    run_continual(run, CONTROLLER, journal)
+    for index, task in enumerate(run.tasks):
+        shown = Fingerprint.read(tmp_path / "checkpoints" / f"task{index}").tokens
+        assert shown[0] == task.probe.input_ids[0, : int(task.probe.lengths[0])][-NUM_TOKENS:].tolist()
+        assert len(shown) == 4
+        assert shown[1:3] == [anchor.probe.input_ids[0, : int(anchor.probe.lengths[0])][-NUM_TOKENS:].tolist() for anchor in run.anchors]

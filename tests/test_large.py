@@ -103,6 +103,18 @@ def test_readings_are_those_of_the_flat_learner(llama, split):
         assert {name: rows.tolist() for name, rows in rights.items()} == {name: rows.tolist() for name, rows in plain.accuracies(probes).items()}
 
 
+@pytest.mark.parametrize(
+    ("world_size", "way", "most"), [(1, {}, 4), (2, {}, 2), (2, {"pack_tokens": 96}, 2), (1, {"micro_batch_size": 3}, 3), (8, {}, 1)]
+)
+def test_reading_takes_no_more_lines_at_a_time_than_a_step(llama, split, monkeypatch, world_size, way, most):
+    learner = new_learner(llama, **way)
+    scores, lines = learner._scores, []
+    monkeypatch.setattr(learner, "world_size", world_size)
+    monkeypatch.setattr(learner, "_scores", lambda portion, network: lines.append(len(portion.input_ids)) or scores(portion, network))
+    learner.losses_of_all({"x": split})
+    assert max(lines) == most
+
+
 def test_what_was_learnt_is_read_as_right(llama, batches):
     rows = EncodedSplit(batches[0].input_ids, batches[0].labels, torch.zeros(6))
     learner = new_learner(llama, pack_tokens=96, tuning=TUNING.model_copy(update={"learning_rate": 1e-2, "weight_decay": 0.0}))
@@ -180,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_row(lla
     tuned(learner, batches[:2])
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     monkeypatch.setattr(learner.model, "forward", poisoned(learner.model, batches[2].input_ids[4, : row_lengths(batches[2].labels)[4]]))
-    with pytest.raises(NonFiniteLossError, match="loss became nan at optimizer step 2 of the task; no weight was changed") as caught:
+    with pytest.raises(NonFiniteLossError, match="loss became nan at optimizer step 2 of the task; the last stage boundary is kept") as caught:
         learner.train_steps([batches[2]])
     assert caught.value.row == 4
     assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
@@ -207,7 +219,7 @@ def test_the_loop_says_where_it_happened(llama, split):
         run.advance(UniformReplay(0.5).decide(run.observe()))
     saved, learner.train_steps = learner.train_steps, lambda batches: fail(learner.steps_done)
     with pytest.raises(
-        NonFiniteLossError, match=r"at optimizer step 2 of task 1 \(math\), stage 1, on rows of (safety|code|math); no weight .* is kept"
+        NonFiniteLossError, match=r"at optimizer step 2 of task 1 \(math\), stage 1, on rows of (safety|code|math); the last stage boundary is kept"
     ):
         run_continual(run, UniformReplay(0.5))
     learner.train_steps = saved

@@ -137,6 +137,18 @@ def test_a_loss_that_is_not_finite_is_raised_before_any_weight_changes(learner, 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("implementation", ["lean", "transformers"])
+def test_a_gradient_that_is_not_finite_is_raised_before_any_weight_changes(base_folder, batches, monkeypatch, implementation):
+    learner = new_learner(base_folder, implementation)
+    tuned(learner, batches[:3], STEPS)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    gradient = learner._gradient
+    monkeypatch.setattr(learner, "_gradient", lambda objective: gradient(objective) * math.inf)
+    with pytest.raises(NonFiniteLossError, match=r"^gradient norm became (nan|inf) at optimizer step 3"):
+        learner.train_step(batches[3])
+    assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
+
+
 def test_the_state_gives_a_bit_identical_continuation(learner, base_folder, batches):
     tuned(learner, batches[:3], STEPS)
     state = {name: value.clone() for name, value in learner.state_dict().items()}

@@ -92,6 +92,7 @@ def publish(cache, revision, names, **settings):
     for name in names:
         (home / "refs" / name).write_text(revision)
     folder = make_checkpoint(home / "snapshots" / revision, "llama", **settings)
+    (Path(folder) / "generation_config.json").write_text(json.dumps({"temperature": 0.9, "eos_token_id": 2}))
     return float(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_input_embeddings().weight.detach().sum())
 
 
@@ -139,6 +140,7 @@ def test_a_hub_name_is_loaded_at_its_revision(loaded, revision, which, width):
     saved = json.loads((root / f"saved-{revision}" / "config.json").read_text())
     assert saved["hidden_size"] == width
     assert (root / f"saved-{revision}" / "tokenizer.json").exists()
+    assert json.loads((root / f"saved-{revision}" / "generation_config.json").read_text()) == {"temperature": 0.9, "eos_token_id": 2}
     assert vocabulary == saved["vocab_size"]
 
 

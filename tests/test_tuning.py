@@ -225,7 +225,9 @@ def test_a_fault_that_stays_is_told_in_its_last_line():
     assert (
         failure(WorkerGroupError("all of it", {1: RuntimeError(trace)})) == "the workers failed 4 times, lastly with: RuntimeError: a wire is loose"
     )
-    assert failure(ControllerError(RuntimeError("no room"))) == "Ray Train stopped: no room"
+    assert failure(ControllerError(RuntimeError("no room\nSet THIS"))) == "Ray Train stopped: RuntimeError: no room Set THIS"
+    assert failure(ControllerError(TimeoutError())) == "Ray Train stopped: TimeoutError:"
+    assert failure(WorkerGroupError("", {0: ValueError()})) == "the workers failed 4 times, lastly with: ValueError:"
 
 
 def marked(mark):

@@ -162,7 +162,9 @@ class LargeLearner:
         """Of every probe's rows, on the CPU: summed losses, nats, and how many answer tokens greedy decoding would miss, each `[num_rows]`."""
         batch, _ = stack(list(probes.values()))
         totals = torch.zeros(2, len(batch.labels), device=self.device)
-        for portion in self._portions(batch, self.settings.micro_batch_size or EVALUATION_ROWS):
+        # No more at a time than a step has, so no more memory.
+        at_once = self.settings.micro_batch_size or min(EVALUATION_ROWS, math.ceil(self.tuning.batch_size / self.world_size))
+        for portion in self._portions(batch, at_once):
             scores, labels, rows = self._scores(portion, self.model)
             totals.index_add_(1, rows, torch.stack([token_losses(scores, labels), (scores.argmax(-1) != labels).float()]))
         self._sum_over_workers(totals)
@@ -176,8 +178,7 @@ class LargeLearner:
 
     def _fault(self, loss: float, norm: float, losses: Tensor) -> NonFiniteLossError:
         wrong = (~losses.isfinite()).nonzero().flatten().tolist()
-        what = f"gradient norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
-        return NonFiniteLossError(what, self.steps_done, row=wrong[0] if wrong else None)
+        return NonFiniteLossError.of(loss, norm, self.steps_done, row=wrong[0] if wrong else None)
 
     @torch.no_grad()
     def _check_rows_stay_apart(self) -> None:

@@ -73,14 +73,15 @@ class Learner:
         if self.reduce is not None:
             self.reduce(gradient)
             self.reduce(losses)
-        values: list[float] = losses.tolist()
-        if not all(map(math.isfinite, values)):
-            replica = next(index for index, value in enumerate(values) if not math.isfinite(value))
-            raise NonFiniteLossError(f"loss became {values[replica]}", self.steps_done, replica=replica)
         norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        values, sizes = torch.cat([losses, norms[:, 0]]).view(2, -1).tolist()  # Waits for the device once.
+        if not all(map(math.isfinite, (*values, *sizes))):
+            # Losses first: they tell whose fault it is, while one replica's may go into the gradients of others.
+            replica = next(index for index, value in enumerate((*values, *sizes)) if not math.isfinite(value)) % len(values)
+            raise NonFiniteLossError.of(values[replica], sizes[replica], self.steps_done, replica=replica)
         self._update(gradient.mul_((self.tuning.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)))
         self.steps_done += 1
-        return values
+        return list(values)
 
     def losses(self, probes: Mapping[str, EncodedSplit]) -> dict[str, float]:
         """Mean loss of every probe, nats per answer token; all probes go through the model together."""

@@ -175,7 +175,7 @@ def load_causal(folder: str, dtype: torch.dtype) -> Any:
     Raises:
         UserError: it cannot be loaded so.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     try:
         model = AutoModelForCausalLM.from_pretrained(**Published.of(folder).arguments, dtype=dtype, use_safetensors=True)
@@ -185,6 +185,9 @@ def load_causal(folder: str, dtype: torch.dtype) -> Any:
     # Capped scores of attention (Gemma 2): torch's fused attention would leave the caps out.
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
+    # transformers reads settings of sampling that it then refuses to write, and their authors' own file goes beside what is saved (`write_model`).
+    own = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id)
     return model
 
 
@@ -249,8 +252,8 @@ def write_model(write: Callable[[Path], None], base_folder: str | Path, folder: 
     """`save_model` of what was a model's `snapshot`."""
     write(folder)
     _kept_tokenizer(str(base_folder)).save_pretrained(folder)
-    settings = Path(base_folder) / "generation_config.json"
-    if settings.exists():  # The lean decoder knows nothing of it; transformers' models have written the same already.
+    settings = Published.of(base_folder).file("generation_config.json")
+    if settings is not None:  # Models write no more of it than their special tokens.
         shutil.copy(settings, folder)
 
 

@@ -38,6 +38,16 @@ class Published(NamedTuple):
         pinned = {} if self.revision is None else {"revision": self.revision}
         return {"pretrained_model_name_or_path": self.name, **pinned}
 
+    def file(self, name: str) -> Path | None:
+        """Where one of its files is on this machine, which has loaded it before; None: it has none of that name."""
+        if Path(self.name).exists():
+            path = Path(self.name, name)
+            return path if path.exists() else None
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.name, name, revision=self.revision)
+        return Path(found) if isinstance(found, str) else None
+
     @property
     def folder(self) -> str:
         """Where its files are on this machine, which has loaded it before."""
