@@ -10,7 +10,7 @@ from proxymix.errors import UserError
 from proxymix.evaluation import sandbox
 from proxymix.evaluation.judge import HttpJudge
 from proxymix.evaluation.sandbox import isolation_works, passes_tests
-from proxymix.evaluation.scorers import choice, numeric, rouge_l
+from proxymix.evaluation.scorers import TEXT_SCORERS, choice, numeric, rouge_l
 from proxymix.evaluation.scoring import checkpoint_scores
 from proxymix.scoring_config import CodeConfig, JudgeConfig
 from proxymix.types import Example, Source
@@ -27,6 +27,27 @@ RUN = CodeConfig(enabled=True, timeout_s=5, memory_mib=256, allow_network=True)
         ("The answer is B.", "(B)", True),
         ("Answer: A", "B", False),
         ("I would say blue", "B", False),
+        ("I would say blue", "I", False),
+        ("I choose B", "B", True),
+        ("I choose B", "I", False),
+        ("I think it is (B).", "B", True),
+        ("I'd say B", "B", True),
+        ("A careful reading shows the answer is B", "A", False),
+        ("A careful reading shows the answer is B", "B", True),
+        ("A look at option C is enough. The answer is B.", "B", True),
+        ("The option I prefer is B", "B", True),
+        ("Option A is right", "A", True),
+        ("The answer is not A", "A", False),
+        ("**B**", "B", True),
+        ("**Answer:** B", "B", True),
+        ("The answer is **B**.", "(B)", True),
+        (r"\boxed{B}", "B", True),
+        ("A", "A", True),
+        ("(A) blue", "A", True),
+        ("A: blue", "A", True),
+        ("A blue", "A", True),
+        ("A blue", "B", False),
+        ("I", "I", True),
         ("", "B", False),
         ("A small dog.", "a small dog", True),
         ("A", "A small dog", False),
@@ -41,7 +62,13 @@ def test_choice(prediction, response, score):
     ("prediction", "response", "score"),
     [
         ("3 + 4 = 7\n#### 7", "#### 7", True),
-        ("#### 7 so 8", "7", False),
+        ("#### 7 so 8", "7", True),
+        ("#### 5 dollars, then 6", "5", True),
+        ("#### 5 dollars, then 6", "6", False),
+        ("#### 5\n\nQuestion: and then?\n#### 9", "5", True),
+        ("#### Step 1\n2 + 3\n#### $5", "5", True),
+        ("#### Step 1\n2 + 3\n#### That is 5, not 6", "5", True),
+        ("3 and 4 ####", "4", False),
         ("It costs $1,234.50.", "1234.5", True),
         ("-3", "3", False),
         ("half is .5", "0.50", True),
@@ -51,6 +78,21 @@ def test_choice(prediction, response, score):
 )
 def test_numeric(prediction, response, score):
     assert numeric(prediction, response) is score
+
+
+@given(st.text() | st.text("AIB#. *(){}:$1,-answer is"), st.text() | st.sampled_from(["B", "(A) a word", "#### 5", ""]))
+def test_any_two_texts_have_a_score_or_none(prediction, response):
+    for score in (scorer(prediction, response) for scorer in TEXT_SCORERS.values()):
+        assert score is None or 0 <= score <= 1
+
+
+@given(
+    st.sampled_from("ABCDEFGHI"),
+    st.sampled_from("ABCDEFGHI"),
+    st.sampled_from(["{}", "({})", "{}.", "**{}**", "I choose {}", "A guess: the answer is {}"]),
+)
+def test_an_option_is_chosen_by_its_letter_alone(chosen, wanted, said):
+    assert choice(said.format(chosen), wanted) is (chosen == wanted)
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=8)
