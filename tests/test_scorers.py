@@ -1,5 +1,8 @@
 """Scores of answers: by words, by running them, by a judge; and what could not be scored is unscored."""
 
+import os
+import socket
+
 import httpx
 import psutil
 import pytest
@@ -146,6 +149,52 @@ def test_where_the_machine_permits_a_program_has_no_network_and_leaves_nothing_b
     assert passes_tests(network, TESTS, strict) is expected
     assert passes_tests(child, TESTS, strict) in (expected, False)  # False: not root, so no process may be started at all.
     assert not [process for process in psutil.process_iter(["cmdline"]) if "import time; time.sleep(600.75)" in (process.info["cmdline"] or ())]
+
+
+def test_where_the_machine_permits_a_program_sees_and_changes_nothing_of_ours(tmp_path):
+    ours = tmp_path / "ours"
+    ours.write_text("kept")
+    tricks = {
+        "read": f"open({str(ours)!r}).read()",
+        "remove": f"import os; os.remove({str(ours)!r})",
+        "connect": f"import socket; socket.socket(socket.AF_UNIX).connect({str(tmp_path / 'socket')!r})",
+        "processes": "import os; os.listdir('/proc/1')",
+        "signal": f"import os; os.kill({os.getpid()}, 0)",
+        "write to the system": "open('/usr/written', 'w')",
+        "write to Python": "import sys; open(sys.prefix + '/written', 'w')",
+        "write above": "open('../written', 'w')",
+        "mount": "import ctypes; r = ctypes.CDLL(None).mount(b'x', b'/usr', b'tmpfs', 0, b'')\nif r: raise OSError",
+        "writable again": "import ctypes; r = ctypes.CDLL(None).mount(None, b'/usr', None, 4096 | 32, None)\nif r: raise OSError",
+        "another user": "import ctypes; r = ctypes.CDLL(None).unshare(0x10000000)\nif r: raise OSError",
+        "root's own": "import os; os.chroot('/usr')",
+        "disk": "import os\nif set(os.listdir('/dev')) <= {'null', 'zero', 'urandom'}: raise OSError",
+        "fill": "for i in range(9): open('f%d' % i, 'wb').write(bytes(15 << 20))",
+    }
+    strict = RUN.model_copy(update={"allow_network": False, "timeout_s": 20.0})
+    expected = True if isolation_works() else None
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        for name, trick in tricks.items():
+            lines = "".join(f"    {line}\n" for line in trick.split("\n"))
+            program = f"try:\n{lines}except OSError:\n    pass\nelse:\n    raise SystemExit({name!r})\n{ADD}"
+            assert passes_tests(program, TESTS, strict) is expected, name
+    own = f"open('own', 'w').write('1')\nopen('/dev/null', 'w').write('1')\nassert open('own').read() == '1'\n{ADD}"
+    assert passes_tests(own, TESTS, strict) is expected
+    assert ours.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "import sys\ntext = open(sys.argv[0]).read()\nprint(text.rsplit('print(', 1)[-1].strip()[1:-2], flush=True)\nimport os; os._exit(0)",
+        "import os, sys\nfor file in range(1, 9):\n    try:\n        os.write(file, ' '.join(sys.orig_argv).encode())\n"
+        "    except OSError:\n        pass\nos._exit(0)",
+    ],
+    ids=["source", "arguments"],
+)
+def test_how_to_pass_is_neither_in_a_program_nor_in_its_arguments(trick):
+    assert passes_tests(trick, "assert False", RUN.model_copy(update={"timeout_s": 20.0})) is False
 
 
 def test_nothing_is_run_unless_asked_for_or_without_a_sandbox(monkeypatch):
