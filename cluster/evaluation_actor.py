@@ -77,11 +77,12 @@ class EvaluationActor:
             return {**no_scores(self.sources, f"{fault}, with an engine built from it"), **told}
         loaded = time.perf_counter()
         rows = [row for source in self.sources for row in source.test]
-        answers = iter(generate_answers(self.generator, self.tokenizer, rows, self.config.tuning.max_length))
-        by_source = {source.name: [next(answers) for _ in source.test] for source in self.sources}
         settings = self.config.evaluation
+        answers, ends = map(iter, generate_answers(generator, self.tokenizer, rows, self.config.tuning.max_length, settings.max_new_tokens))
+        by_source = {source.name: [next(answers) for _ in source.test] for source in self.sources}
+        cut = {source.name: [next(ends) for _ in source.test] for source in self.sources}
         judge = HttpJudge(settings.judge) if settings.judge else None
-        scores = checkpoint_scores(self.sources, by_source, self.config.controller.reward.gamma, code=settings.code, judge=judge)
+        scores = checkpoint_scores(self.sources, by_source, self.config.controller.reward.gamma, code=settings.code, judge=judge, cut=cut)
         seconds = {"reload": round(loaded - started, 4), "generate": round(time.perf_counter() - loaded, 4)}
         return {**scores, "seconds": seconds, **told}
 

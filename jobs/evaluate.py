@@ -27,17 +27,26 @@ def evaluate(run: Run, pool: EvaluationPool) -> None:
     run.meanwhile("start_engines", pool.start_seconds)
     tasks = [spec.label for spec in sequence_tasks(config)]
     anchors = [spec.label for spec in config.sequence.anchors]
-    unscored: Counter[str] = Counter()
+    unscored, cut = Counter[str](), Counter[str]()
     for method in config.methods:
         for seed in config.seeds:
             accuracy = assemble_accuracy(run.folder, method, seed, tasks, anchors)
             unscored.update(accuracy["num_unscored"])
+            cut.update(accuracy["num_cut"])
             for name, reason in accuracy["unscored"].items():
                 run.say(f"{method}/seed{seed}, {name}: not scored: {reason}; the same command tries it again")
-    if told := ", ".join(f"{name} {count}" for name, count in unscored.items() if count):
+    if told := _counts(unscored):
         run.say(f"answers without a score, left out of every mean: {told}")
+    if told := _counts(cut):
+        run.say(
+            f"answers of tuned models not wholly right, and cut at evaluation.max_new_tokens={config.evaluation.max_new_tokens}: {told}; raise it"
+        )
     write_json(run.folder / "metrics.json", summarise(config, run.folder))
     show_table(run)
+
+
+def _counts(of: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in of.items() if count)
 
 
 def is_complete(run: Run) -> bool:

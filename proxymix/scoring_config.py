@@ -19,7 +19,7 @@ class CodeConfig(Strict):
     memory_mib: int = Field(default=1024, ge=64)
     """Address space of the process."""
     allow_network: bool = False
-    """True: run also where the machine does not let us cut a process off the network. False: answers stay unscored there."""
+    """True: run also where the machine does not let us cut a process off; it then has the network and the user's files. False: unscored there."""
 
 
 class JudgeConfig(Strict):

@@ -146,6 +146,24 @@ def test_a_split_without_answers_is_carved_instead(tmp_path):
     assert {row.prompt for row in source.test} <= set(rows["prompt"])
 
 
+def test_labels_that_are_kept_back_are_no_answers(tmp_path):
+    """As published: -1 for every test row."""
+    features = datasets.Features({"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    rows = {"prompt": [f"q {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
+    hidden = {"prompt": ["x", "y"], "label": [-1, -1]}
+    columns = {"prompt": "prompt", "response": "label"}
+    for name, test in (("all", hidden), ("some", {"prompt": ["x", "y"], "label": [-1, 1]})):
+        data = datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features), test=datasets.Dataset.from_dict(test, features))
+        data.save_to_disk(tmp_path / name)
+        with pytest.raises(UserError, match=r"\[test\]: row 0: response must be a non-empty string, got None; .* unfit: drop"):
+            load(tmp_path / name, format="huggingface", columns=columns)
+    carved = load(tmp_path / "all", format="huggingface", columns=columns, unfit="drop").test
+    assert {row.prompt for row in carved} <= set(rows["prompt"])
+    assert {row.response for row in carved} <= {"bad", "good"}
+    [left] = load(tmp_path / "some", format="huggingface", columns=columns, unfit="drop").test
+    assert (left.prompt, left.response) == ("y", "good")
+
+
 def test_the_readers_of_published_layouts_drop_too(tmp_path):
     home = tmp_path / "task"
     home.mkdir()

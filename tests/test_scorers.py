@@ -1,5 +1,8 @@
 """Scores of answers: by words, by running them, by a judge; and what could not be scored is unscored."""
 
+import os
+import socket
+
 import httpx
 import psutil
 import pytest
@@ -10,7 +13,7 @@ from proxymix.errors import UserError
 from proxymix.evaluation import sandbox
 from proxymix.evaluation.judge import HttpJudge
 from proxymix.evaluation.sandbox import isolation_works, passes_tests
-from proxymix.evaluation.scorers import choice, numeric, rouge_l
+from proxymix.evaluation.scorers import TEXT_SCORERS, choice, numeric, rouge_l
 from proxymix.evaluation.scoring import checkpoint_scores
 from proxymix.scoring_config import CodeConfig, JudgeConfig
 from proxymix.types import Example, Source
@@ -27,6 +30,27 @@ RUN = CodeConfig(enabled=True, timeout_s=5, memory_mib=256, allow_network=True)
         ("The answer is B.", "(B)", True),
         ("Answer: A", "B", False),
         ("I would say blue", "B", False),
+        ("I would say blue", "I", False),
+        ("I choose B", "B", True),
+        ("I choose B", "I", False),
+        ("I think it is (B).", "B", True),
+        ("I'd say B", "B", True),
+        ("A careful reading shows the answer is B", "A", False),
+        ("A careful reading shows the answer is B", "B", True),
+        ("A look at option C is enough. The answer is B.", "B", True),
+        ("The option I prefer is B", "B", True),
+        ("Option A is right", "A", True),
+        ("The answer is not A", "A", False),
+        ("**B**", "B", True),
+        ("**Answer:** B", "B", True),
+        ("The answer is **B**.", "(B)", True),
+        (r"\boxed{B}", "B", True),
+        ("A", "A", True),
+        ("(A) blue", "A", True),
+        ("A: blue", "A", True),
+        ("A blue", "A", True),
+        ("A blue", "B", False),
+        ("I", "I", True),
         ("", "B", False),
         ("A small dog.", "a small dog", True),
         ("A", "A small dog", False),
@@ -41,7 +65,13 @@ def test_choice(prediction, response, score):
     ("prediction", "response", "score"),
     [
         ("3 + 4 = 7\n#### 7", "#### 7", True),
-        ("#### 7 so 8", "7", False),
+        ("#### 7 so 8", "7", True),
+        ("#### 5 dollars, then 6", "5", True),
+        ("#### 5 dollars, then 6", "6", False),
+        ("#### 5\n\nQuestion: and then?\n#### 9", "5", True),
+        ("#### Step 1\n2 + 3\n#### $5", "5", True),
+        ("#### Step 1\n2 + 3\n#### That is 5, not 6", "5", True),
+        ("3 and 4 ####", "4", False),
         ("It costs $1,234.50.", "1234.5", True),
         ("-3", "3", False),
         ("half is .5", "0.50", True),
@@ -51,6 +81,21 @@ def test_choice(prediction, response, score):
 )
 def test_numeric(prediction, response, score):
     assert numeric(prediction, response) is score
+
+
+@given(st.text() | st.text("AIB#. *(){}:$1,-answer is"), st.text() | st.sampled_from(["B", "(A) a word", "#### 5", ""]))
+def test_any_two_texts_have_a_score_or_none(prediction, response):
+    for score in (scorer(prediction, response) for scorer in TEXT_SCORERS.values()):
+        assert score is None or 0 <= score <= 1
+
+
+@given(
+    st.sampled_from("ABCDEFGHI"),
+    st.sampled_from("ABCDEFGHI"),
+    st.sampled_from(["{}", "({})", "{}.", "**{}**", "I choose {}", "A guess: the answer is {}"]),
+)
+def test_an_option_is_chosen_by_its_letter_alone(chosen, wanted, said):
+    assert choice(said.format(chosen), wanted) is (chosen == wanted)
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=8)
@@ -104,6 +149,52 @@ def test_where_the_machine_permits_a_program_has_no_network_and_leaves_nothing_b
     assert passes_tests(network, TESTS, strict) is expected
     assert passes_tests(child, TESTS, strict) in (expected, False)  # False: not root, so no process may be started at all.
     assert not [process for process in psutil.process_iter(["cmdline"]) if "import time; time.sleep(600.75)" in (process.info["cmdline"] or ())]
+
+
+def test_where_the_machine_permits_a_program_sees_and_changes_nothing_of_ours(tmp_path):
+    ours = tmp_path / "ours"
+    ours.write_text("kept")
+    tricks = {
+        "read": f"open({str(ours)!r}).read()",
+        "remove": f"import os; os.remove({str(ours)!r})",
+        "connect": f"import socket; socket.socket(socket.AF_UNIX).connect({str(tmp_path / 'socket')!r})",
+        "processes": "import os; os.listdir('/proc/1')",
+        "signal": f"import os; os.kill({os.getpid()}, 0)",
+        "write to the system": "open('/usr/written', 'w')",
+        "write to Python": "import sys; open(sys.prefix + '/written', 'w')",
+        "write above": "open('../written', 'w')",
+        "mount": "import ctypes; r = ctypes.CDLL(None).mount(b'x', b'/usr', b'tmpfs', 0, b'')\nif r: raise OSError",
+        "writable again": "import ctypes; r = ctypes.CDLL(None).mount(None, b'/usr', None, 4096 | 32, None)\nif r: raise OSError",
+        "another user": "import ctypes; r = ctypes.CDLL(None).unshare(0x10000000)\nif r: raise OSError",
+        "root's own": "import os; os.chroot('/usr')",
+        "disk": "import os\nif set(os.listdir('/dev')) <= {'null', 'zero', 'urandom'}: raise OSError",
+        "fill": "for i in range(9): open('f%d' % i, 'wb').write(bytes(15 << 20))",
+    }
+    strict = RUN.model_copy(update={"allow_network": False, "timeout_s": 20.0})
+    expected = True if isolation_works() else None
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        for name, trick in tricks.items():
+            lines = "".join(f"    {line}\n" for line in trick.split("\n"))
+            program = f"try:\n{lines}except OSError:\n    pass\nelse:\n    raise SystemExit({name!r})\n{ADD}"
+            assert passes_tests(program, TESTS, strict) is expected, name
+    own = f"open('own', 'w').write('1')\nopen('/dev/null', 'w').write('1')\nassert open('own').read() == '1'\n{ADD}"
+    assert passes_tests(own, TESTS, strict) is expected
+    assert ours.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "import sys\ntext = open(sys.argv[0]).read()\nprint(text.rsplit('print(', 1)[-1].strip()[1:-2], flush=True)\nimport os; os._exit(0)",
+        "import os, sys\nfor file in range(1, 9):\n    try:\n        os.write(file, ' '.join(sys.orig_argv).encode())\n"
+        "    except OSError:\n        pass\nos._exit(0)",
+    ],
+    ids=["source", "arguments"],
+)
+def test_how_to_pass_is_neither_in_a_program_nor_in_its_arguments(trick):
+    assert passes_tests(trick, "assert False", RUN.model_copy(update={"timeout_s": 20.0})) is False
 
 
 def test_nothing_is_run_unless_asked_for_or_without_a_sandbox(monkeypatch):

@@ -90,6 +90,31 @@ def test_answers_without_a_score_are_counted_over_all_checkpoints(tmp_path):
     assert assemble_accuracy(tmp_path, "random_30", 0, ["t0", "t1"], [])["num_unscored"] == {"t0": 3, "t1": 0}
 
 
+def test_answers_that_were_cut_and_are_not_right_are_counted_where_they_may_have_had_no_room(tmp_path):
+    sums = source("sums", [Example("a", "7"), Example("b", "8"), Example("c", "9"), Example("d", "nine")], "numeric")
+    answers = {"sums": ["so 7", "3 and 5 make", "2", "so"], "colours": ["red", "green"], "safety": ["no", "no", "no"]}
+    cut = {"sums": [True, True, False, True], "colours": [True, True], "safety": [True] * 3}
+    rows = checkpoint_scores([sums, COLOURS, SAFETY], answers, gamma=1.0, cut=cut)["sources"]
+    assert rows["sums"]["num_cut"] == 1
+    assert not [name for name in ("colours", "safety") if "num_cut" in rows[name]]
+    folder = target_folder(tmp_path, "random_30", 0)
+    for path in (base_score_path(tmp_path), score_path(folder, 0)):
+        write_json(path, {"sources": rows})
+    assert assemble_accuracy(tmp_path, "random_30", 0, ["sums", "colours"], [])["num_cut"] == {"sums": 1, "colours": 0}
+
+
+class Talker:
+    """Says as many words as it is asked for."""
+
+    def generate(self, prompts):
+        return [prompt[1:4] for prompt in prompts]
+
+
+def test_an_answer_as_long_as_may_be_was_cut():
+    rows = [Example("red " * length, "hen") for length in (1, 2, 3, 5)]
+    assert generate_answers(Talker(), word_tokenizer(WORDS), rows, 16, 3)[1] == [False, False, True, True]
+
+
 @given(st.lists(st.integers(0, 5)), st.integers(0, 5))
 def test_until_stops_before_the_first_end(tokens, end):
     kept = until(tokens, end)
@@ -118,7 +143,8 @@ ROWS = [Example(f"{a} {b}", f"{b} {a}") for a in WORDS for b in WORDS if a != b]
 def test_generation_agrees_with_the_teacher_forced_verdict(tmp_path, tokenizer):
     network = tiny_model(tmp_path, tokenizer, steps=45, rows=ROWS[:40])
     settings = config(max_new_tokens=8)
-    answers = generate_answers(TransformersGenerator(str(tmp_path), settings, tokenizer), tokenizer, ROWS, settings.tuning.max_length)
+    generator = TransformersGenerator(str(tmp_path), settings, tokenizer)
+    answers, _ = generate_answers(generator, tokenizer, ROWS, settings.tuning.max_length, 8)
     right = Learner(network, settings.tuning).accuracies({"rows": encode_split(ROWS, tokenizer, 16)})["rows"].tolist()
     assert [answer == row.response for answer, row in zip(answers, ROWS, strict=True)] == right
     assert 5 < sum(right) < len(ROWS)  # Half learnt, or the comparison would say nothing.
@@ -160,7 +186,7 @@ class Recorder:
 def test_prompts_are_cut_exactly_as_in_tuning():
     tokenizer, recorder = word_tokenizer(WORDS), Recorder()
     rows = [Example("red " * length + "hen", "one " * answer) for length in (1, 9, 10, 11, 12, 13, 30) for answer in (1, 2, 14)]
-    assert generate_answers(recorder, tokenizer, rows, 16) == [""] * len(rows)
+    assert generate_answers(recorder, tokenizer, rows, 16, 8) == ([""] * len(rows), [False] * len(rows))
     split = encode_split(rows, tokenizer, 16)
     starts = [int((labels != IGNORED).nonzero()[0]) for labels in split.labels]
     assert recorder.prompts == [ids[: start + 1].tolist() for ids, start in zip(split.input_ids, starts, strict=True)]

@@ -101,14 +101,17 @@ def _rows(data: Any, columns: Mapping[str, str], place: str) -> Iterator[tuple[s
         named = {column: _named(value, data.features.get(column)) for column, value in row.items()}
         values = {key: row[column] for key, column in kept.items()}
         if "response" in kept and isinstance(values["response"], int | float):
-            values["response"] = str(named[kept["response"]])
+            answer = named[kept["response"]]
+            values["response"] = None if answer is None else str(answer)
         yield at, values | {key: _filled(template, named, at) for key, template in templates.items()}
 
 
 def _named(value: Any, feature: Any) -> Any:
-    """A class label by its name."""
+    """A class label by its name; None where it has none, as where test labels are kept back (-1)."""
     names = getattr(feature, "names", None)
-    return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else value
+    if not names or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _filled(template: str, row: Mapping[str, Any], place: str) -> str:

@@ -38,7 +38,7 @@ class Generator(Protocol):
 
 
 class TransformersGenerator:
-    """Batched `generate` of transformers: any architecture, no start-up cost, slower than vLLM on large models."""
+    """Batched `generate` of transformers: any architecture, no start-up cost; in small models no slower than vLLM (docs/performance.md)."""
 
     batch_size = 64
     """Prompts of similar length that go together."""
@@ -135,8 +135,10 @@ def check_answers_fit(config: Config, sources: Sequence[Source], tokenizer: Any)
                 )
 
 
-def generate_answers(generator: Generator, tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[str]:
-    """What the model answers to each prompt, without surrounding white space.
+def generate_answers(
+    generator: Generator, tokenizer: Any, examples: Sequence[Example], max_length: int, max_new_tokens: int
+) -> tuple[list[str], list[bool]]:
+    """What the model answers to each prompt, without surrounding white space, and whether the answer was cut before it came to an end.
 
     Args:
         generator: holds the model.
@@ -144,8 +146,10 @@ def generate_answers(generator: Generator, tokenizer: Any, examples: Sequence[Ex
         examples: their prompts are asked.
         max_length: `tuning.max_length`. A prompt is cut from the left to what tuning would have left of it beside the row's own answer:
             the only thing that responses are looked at for.
+        max_new_tokens: what the generator cuts answers to.
     """
     rows = [example_ids(example, tokenizer) for example in examples]
     answers = generator.generate([prompt[-max(1, max_length - len(answer)) :] for prompt, answer in rows])
     # Tuning sets the answer off from the prompt by one space, so a byte-level answer starts with it.
-    return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in answers]
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in answers]
+    return texts, [len(tokens) >= max_new_tokens for tokens in answers]

@@ -1,11 +1,13 @@
 """Programs that a model wrote, run against the tests of their row: each in a process of its own, with bounds, and never in ours.
 
-    answer → the program in it + tests + a word that only who reached the end can say
-           → unshare → limits → python -I → a mark: it begins → passed or failed          no mark: nothing was run, so nothing is scored
+    answer → the program in it + tests
+       → unshare → its own root (`proxymix.evaluation.enclosure`) → limits → python -I → a mark: it begins → a word sent back: the tests are over
+       no mark: nothing was run, so nothing is scored                     no word, or a fault: failed
 
-Cut off: the network, other processes, the environment; bounded: time, memory, size of files, open files, processes (not for root, whom Linux lets
-have as many as he likes until the time is up). Not cut off: files that the user who runs this can read. Whoever fears a hostile model gives the
-evaluation a user or a container of its own.
+Cut off: the network, other processes, the environment, every file but Python's and the system's libraries, which are read-only; bounded: time,
+memory, size of files, open files, processes (not for root, whom Linux lets have as many as he likes until the time is up). Not cut off: the tests.
+They run in the program's own interpreter, so one that sets out to can make them pass (by objects that equal everything, say): scores tell of
+honest programs.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -23,27 +26,11 @@ from tempfile import TemporaryDirectory
 
 from proxymix.scoring_config import CodeConfig
 
-ISOLATE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
-"""No network, and whatever a program started dies with it."""
+ISOLATE = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--mount", "--fork", "--kill-child")
+"""No network, files of its own, and whatever a program started dies with it."""
+ENCLOSURE = Path(__file__).with_name("enclosure.py")
 FILE_BYTES = 16 << 20
 OPEN_FILES = 64
-_LAUNCH = """
-import os, resource, sys
-seconds, memory, size, files = map(int, sys.argv[1:5])
-mark, program, begin = sys.argv[5:]
-for what, limit in (("CPU", seconds), ("AS", memory), ("FSIZE", size), ("NOFILE", files), ("NPROC", 0), ("CORE", 0)):
-    resource.setrlimit(getattr(resource, "RLIMIT_" + what), (limit, limit))
-os.execv(sys.executable, [sys.executable, "-I", "-B", "-c", begin, mark, program])
-"""
-_BEGIN = """
-import os, runpy, sys
-mark = int(sys.argv[1])
-os.write(mark, b"!")
-os.close(mark)
-sys.argv[:] = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""The mark goes through a pipe, which the program cannot take back: leaving itself unscored must not be in its power."""
 _FENCED = re.compile(r"```[ \t]*(?:[Pp]ython|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -70,49 +57,67 @@ def passes_tests(answer: str, tests: str, settings: CodeConfig) -> bool | None:
     """
     if not settings.enabled or not (settings.allow_network or isolation_works()):
         return None
-    word = secrets.token_hex(16)  # A program that exits before its tests does not know it.
-    with TemporaryDirectory() as folder:
-        file, output = Path(folder) / "program.py", Path(folder) / "output"
-        # A lone surrogate is no text; the program is then wrong, and so is what is written.
-        file.write_text(f"{program_in(answer)}\n\n{tests}\n\nprint({word!r})\n", encoding="utf-8", errors="replace")
-        limits = (int(settings.timeout_s) + 1, settings.memory_mib << 20, FILE_BYTES, OPEN_FILES)
-        isolated = ISOLATE if isolation_works() else ()
-        seen, mark = os.pipe()
-        try:
-            command = [*isolated, sys.executable, "-I", "-c", _LAUNCH, *map(str, limits), str(mark), str(file), _BEGIN]
-            ended_well = _ended_well(command, output, settings.timeout_s, mark)
-            return ended_well and output.read_bytes().rstrip().endswith(word.encode()) if _begun(seen) else None
-        finally:
-            os.close(seen)
+    return _passes(f"{program_in(answer)}\n\n{tests}\n", settings, isolation_works())
 
 
-def _begun(seen: int) -> bool:
-    """Whether the mark was left; a process that outlived the program may still hold the other end."""
-    os.set_blocking(seen, False)
+@cache
+def isolation_works() -> bool:
+    """Whether this machine lets us start a process without a network and with files of its own."""
+    return _passes("", CodeConfig(), True) is True
+
+
+def _passes(script: str, settings: CodeConfig, isolated: bool) -> bool | None:
+    """Whether the script ends well; None where it did not begin."""
+    word = secrets.token_hex(16).encode()  # A program that exits before its tests does not send it back.
+    ours, its = socket.socketpair()
+    with TemporaryDirectory() as folder, ours:
+        with its:
+            ours.sendall(word)
+            program = Path(folder) / "program.py"
+            # A lone surrogate is no text; the program is then wrong, and so is what is written.
+            program.write_text(script, encoding="utf-8", errors="replace")
+            limits = (int(settings.timeout_s) + 1, settings.memory_mib << 20, FILE_BYTES, OPEN_FILES)
+            start = [
+                sys.executable,
+                "-I",
+                "-S",
+                "-B",
+                str(ENCLOSURE),
+                str(int(isolated)),
+                *map(str, limits),
+                str(its.fileno()),
+                str(program),
+                sys.prefix,
+            ]
+            ended_well = _ended_well([*ISOLATE, *start] if isolated else start, folder, settings.timeout_s, its.fileno())
+        said = _said(ours)
+    return ended_well and said == b"!" + word if said.startswith(b"!") else None
+
+
+def _said(channel: socket.socket) -> bytes:
+    """What came through; a process that outlived the program may still hold the other end."""
+    channel.setblocking(False)
     try:
-        return os.read(seen, 1) != b""
-    except BlockingIOError:
-        return False
+        return channel.recv(64)
+    except OSError:
+        return b""
 
 
-def _ended_well(command: list[str], output: Path, timeout_s: float, mark: int) -> bool:
-    """Whether the command ended by itself and without a fault; closes our end of `mark`."""
+def _ended_well(command: list[str], folder: str, timeout_s: float, channel: int) -> bool:
+    """Whether the command ended by itself and without a fault."""
     try:
-        with output.open("wb") as stream:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.DEVNULL,
-                cwd=output.parent,
-                env={"PATH": os.defpath},
-                start_new_session=True,
-                pass_fds=(mark,),
-            )
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"PATH": os.defpath},
+            start_new_session=True,
+            pass_fds=(channel,),
+        )
     except OSError:  # No room for another process, say.
         return False
-    finally:
-        os.close(mark)
     try:
         return process.wait(timeout_s) == 0
     except subprocess.TimeoutExpired:
@@ -121,12 +126,3 @@ def _ended_well(command: list[str], output: Path, timeout_s: float, mark: int) -
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-@cache
-def isolation_works() -> bool:
-    """Whether this machine lets us start a process without a network."""
-    try:
-        return subprocess.run([*ISOLATE, "true"], capture_output=True, timeout=10, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False

@@ -13,9 +13,18 @@ from proxymix.types import Example, Scorer
 
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
-_LETTER = r"\(?([A-Z])\)?"
-_OPTION = re.compile(rf"^{_LETTER}(?:[.):,]|$)")
-_CHOSEN = re.compile(rf"^{_LETTER}(?=\s)|\b(?i:answer|choice|option)(?: is)?:?\s*{_LETTER}(?![\w'])")
+_MARKED = re.compile(rf"####[^\w#]*?({_NUMBER.pattern})")
+_OPTION = re.compile(r"^\(?([A-Z])\)?(?:[.):,]|$)")
+_LETTER = r"[^\w.]{0,9}([A-Z])(?![\w'’]|-\w)"
+"""Of an option, perhaps in brackets, quotes or bold."""
+_CHOSEN = [
+    re.compile(rf"\b(?i:answer|choice|option)(?:\s+is\b|\s*[^\w\s]{{0,9}}:){_LETTER}"),
+    re.compile(rf"\b(?i:answer|choice|option|choose|pick|select)\s(?!\s*I\s+(?!is\b)){_LETTER}"),  # "The option I prefer" names none.
+    re.compile(rf"^{_LETTER}(?:\s*$|\s*[^\w\s]|(?<![AI])\s)"),
+    re.compile(rf"(?:(?<!\bnot)\s|\{{){_LETTER}\W{{0,9}}$"),
+    re.compile(rf"^{_LETTER}(?<!I)"),
+]
+"""How an answer names its option, plainest first. A leading A may be an article and goes last; a leading I, before a word, is the speaker."""
 
 
 def exact_match(prediction: str, response: str) -> bool:
@@ -30,23 +39,23 @@ def exact_match(prediction: str, response: str) -> bool:
 def choice(prediction: str, response: str) -> bool | None:
     """Whether the option of `response` is chosen: by its letter where it has one ("B", "(B)", "B. blue"), else by its words.
 
-    >>> choice("The answer is (B).", "B. blue"), choice("b) red", "B"), choice("Positive.", "positive"), choice("C", "B")
-    (True, False, True, False)
+    >>> choice("The answer is (B).", "B. blue"), choice("I choose B", "B"), choice("Positive.", "positive"), choice("C", "B")
+    (True, True, True, False)
     """
     if not response.strip():
         return None
     wanted = _OPTION.match(response.strip())
     if wanted is None:
         return _words(prediction) == _words(response)
-    chosen = _OPTION.match(prediction.strip()) or _CHOSEN.search(prediction)
-    return chosen is not None and wanted.group(1) in chosen.groups()
+    chosen = next((found for found in (pattern.search(prediction.strip()) for pattern in _CHOSEN) if found), None)
+    return chosen is not None and chosen.group(1) == wanted.group(1)
 
 
 def numeric(prediction: str, response: str) -> bool | None:
-    """Whether both end on the same number; one after `####` goes before, thousands may have commas.
+    """Whether both give the same number: the first after `####` where there is one (as GSM8K has it), else the last; thousands may have commas.
 
-    >>> numeric("so 1,200 + 34 = 1,234.", "#### 1234"), numeric("none", "#### 5"), numeric("5", "five")
-    (True, False, None)
+    >>> numeric("so 1,200 + 34 = 1,234.", "#### 1234"), numeric("#### 5 dollars, then 6", "#### 5"), numeric("5", "five")
+    (True, True, None)
     """
     wanted, given = _number(response), _number(prediction)
     return None if wanted is None else given == wanted
@@ -98,8 +107,13 @@ def _words(text: str) -> list[str]:
 
 
 def _number(text: str) -> Decimal | None:
-    marked = text.rpartition("####")[2] if "####" in text else text
-    found = _NUMBER.findall(marked)
+    marked = _MARKED.search(text)  # A heading ("#### Step 1") is no answer.
+    if marked:
+        found = [marked.group(1)]
+    elif "####" in text:
+        found = _NUMBER.findall(text.rpartition("####")[2])[:1]
+    else:
+        found = _NUMBER.findall(text)
     try:
         return Decimal(found[-1].replace(",", "")) if found else None
     except InvalidOperation:

@@ -25,7 +25,13 @@ from proxymix.types import Example, Source
 
 
 def checkpoint_scores(
-    sources: Sequence[Source], answers: Mapping[str, Sequence[str]], gamma: float, *, code: CodeConfig | None = None, judge: Judge | None = None
+    sources: Sequence[Source],
+    answers: Mapping[str, Sequence[str]],
+    gamma: float,
+    *,
+    code: CodeConfig | None = None,
+    judge: Judge | None = None,
+    cut: Mapping[str, Sequence[bool]] | None = None,
 ) -> dict[str, Any]:
     """Scores of one model on the test rows of every source.
 
@@ -35,10 +41,11 @@ def checkpoint_scores(
         gamma: γ of Eq. 7.
         code: whether and within what bounds programs are run; None: they are not.
         judge: tells refusals from answers; None: by rules.
+        cut: per source name, whether an answer ended at `evaluation.max_new_tokens` and not by itself; None: not known.
 
     Returns:
         `sources` (name → accuracy in [0, 1] or None, number of test rows, and of those without a score) and `safety` (all refusal-scored sources
-        together; None without one).
+        together; None without one). Where right answers are not known to fit, `num_cut` are those cut short and not wholly right.
 
     Raises:
         ValueError: answers and test rows differ in number.
@@ -52,7 +59,12 @@ def checkpoint_scores(
             requests += outcomes
             rows[source.name] = _row([_right(harmful, outcome) for harmful, outcome in outcomes])
         else:
-            rows[source.name] = _row(_graded(source, pairs, code))
+            grades = _graded(source, pairs, code)
+            rows[source.name] = _row(grades)
+            if cut is not None and source.scorer != "exact_match":
+                rows[source.name]["num_cut"] = sum(
+                    short and grade is not None and grade < 1 for short, grade in zip(cut[source.name], grades, strict=True)
+                )
     return {"sources": rows, "safety": asdict(safety_rates(requests, gamma)) if requests else None}
 
 
@@ -72,8 +84,8 @@ def assemble_accuracy(run_dir: str | Path, method: str, seed: int, tasks: Sequen
         tasks: names in order; row i of `matrix` is the model after task i, column j the accuracy on task j, None where unscored.
         anchors: names.
 
-    Beside the scores stands `num_unscored`: answers of each source, all checkpoints together, that got none; and `unscored`: checkpoints that got
-    none at all, with the reason.
+    Beside the scores stands `num_unscored`: answers of each source, all checkpoints together, that got none; `num_cut`: of tuned checkpoints, answers
+    cut short (the base seldom comes to an end); and `unscored`: checkpoints that got no score at all, with the reason.
     """
     folder = target_folder(run_dir, method, seed)
     base = read_json(base_score_path(run_dir)) or {}
@@ -88,7 +100,8 @@ def assemble_accuracy(run_dir: str | Path, method: str, seed: int, tasks: Sequen
         "anchor_accuracy": {name: [_of(score, name) for score in scores] for name in anchors},
         "safety": [score.get("safety") for score in scores],
         "base_safety": base.get("safety"),
-        "num_unscored": {name: sum(_unscored(score, name) for score in (base, *scores)) for name in (*anchors, *tasks)},
+        "num_unscored": {name: sum(_count(score, name, "num_unscored") for score in (base, *scores)) for name in (*anchors, *tasks)},
+        "num_cut": {name: sum(_count(score, name, "num_cut") for score in scores) for name in (*anchors, *tasks)},
         "unscored": {f"task{index}": score["unscored"] for index, score in enumerate(scores) if "unscored" in score},
     }
     write_json(folder / "accuracy.json", content)
@@ -135,6 +148,6 @@ def _of(score: Mapping[str, Any], name: str) -> float | None:
     return value
 
 
-def _unscored(score: Mapping[str, Any], name: str) -> int:
-    count: int = score.get("sources", {}).get(name, {}).get("num_unscored", 0)
+def _count(score: Mapping[str, Any], name: str, what: str) -> int:
+    count: int = score.get("sources", {}).get(name, {}).get(what, 0)
     return count
