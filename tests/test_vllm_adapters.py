@@ -1,4 +1,4 @@
-"""Adapters beside the base in a real vLLM, one set after another, each by the fingerprint that was saved with it."""
+"""A real vLLM in a process of its own: adapters beside the base, one set after another; and an engine in two parts."""
 
 import multiprocessing
 import os
@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_large import new_learner
 from tiny_checkpoints import make_checkpoint
+from transformers import AutoModelForCausalLM
 
 from cluster.evaluation_actor import ENVIRONMENT, generator_class
 from proxymix.config import validated
@@ -62,3 +63,39 @@ def test_vllm_takes_adapters_beside_the_base(tmp_path, architecture):
     as_saved = torch.tensor([[True, False], [False, True], [False, False]])
     assert torch.equal(found < TOLERANCE["fp32"] / 100, as_saved)
     assert torch.equal(found < TOLERANCE["fp32"], as_saved)
+
+
+def told(first, second, config):
+    """Answers and log probabilities of the model in `first`, and of `second` once its weights are loaded."""
+    os.environ.update(ENVIRONMENT, HF_HUB_OFFLINE="1")
+    generator, found = generator_class("vllm")(first, config, load_tokenizer(first)), []
+    rows = [list(range(5, 29)), list(range(7, 20))]
+    for folder in (first, second):
+        generator.load(folder)
+        found.append((generator.generate(rows), generator.log_probabilities(rows)))
+    return found
+
+
+@pytest.mark.cluster  # No Ray, but as many processes.
+def test_an_engine_in_two_parts_answers_as_one_does(tmp_path):
+    """On a CPU, where the parts are processes; the config is of a machine with GPUs, which the engine does not ask for."""
+    first, second = (make_checkpoint(tmp_path / name, "llama", hidden_size=128) for name in ("first", "second"))
+    model = AutoModelForCausalLM.from_pretrained(second)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
+    model.save_pretrained(second)
+    found = []
+    for parallel in (1, 2):
+        config = {
+            "target": {"model": {"path": first, "implementation": "transformers"}, "parallelism": {"use_gpu": True}},
+            "evaluation": {"tensor_parallel": parallel, "max_new_tokens": 8, "kv_cache_mib": 16},
+        }
+        whole = validated({"name": "parts", "sequence": {"tasks": ["table_small@heldout-0"]}, **config}, "test")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found.append(process.submit(told, first, second, whole).result())
+    for (answers, scores), (answers_in_parts, scores_in_parts) in zip(*found, strict=True):
+        assert answers_in_parts == answers
+        for row, row_in_parts in zip(scores, scores_in_parts, strict=True):
+            assert row_in_parts == pytest.approx(row, abs=TOLERANCE["fp32"])
+    assert found[0][0] != found[0][1]
