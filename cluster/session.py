@@ -20,7 +20,7 @@ from ray._private import ray_constants
 
 from cluster.admission import Needs, admitted
 from cluster.head_watch import watched_head
-from cluster.local import LOOPBACK, ONE_MACHINE
+from cluster.local import LOOPBACK, ONE_MACHINE, ensure_token
 from proxymix.config import Config
 from proxymix.errors import UserError
 from proxymix.planning.gpus import gpu_needs
@@ -60,6 +60,8 @@ def ray_session(config: Config) -> Iterator[None]:
     _check_memory(config)
     os.environ.update(DRIVER_ENVIRONMENT)
     joined = "RAY_ADDRESS" in os.environ
+    if not joined and os.environ.get("RAY_AUTH_MODE", "token").lower() == "token":
+        ensure_token()
     own = {} if joined else _on_loopback() | {"address": "local", "num_cpus": _logical_cpus(config), "include_dashboard": True}
     environment = {"env_vars": {key: value for key, value in WORKER_ENVIRONMENT.items() if key not in _submitted_variables()}}
     try:

@@ -35,7 +35,10 @@ CONFIG = "config.yaml"
 POLL_S = 1.0
 SILENCE_S = 300.0
 """A cluster that says nothing for so long is taken for gone."""
-DISCONNECTED = (requests.ConnectionError, ConnectionError, aiohttp.ClientError)
+ANSWER_S = 60.0
+"""For one answer, and for the next line of a log: a connection whose other end has vanished would be listened to for ever."""
+DISCONNECTED = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError, aiohttp.ClientError, RuntimeError)
+"""RuntimeError: the job server answers, but not as it should; or its log breaks off."""
 INTERRUPTED = 130
 
 
@@ -60,6 +63,13 @@ class Submission:
     def entrypoint(self) -> str:
         """The command on the head node."""
         return shlex.join(["python", "-m", f"jobs.{self.job}", "--config", CONFIG, *self.arguments])
+
+
+class Client(JobSubmissionClient):
+    """Ray's own, which waits for every answer as long as it takes; this one gives up."""
+
+    def _do_request(self, *args: Any, **options: Any) -> requests.Response:
+        return super()._do_request(*args, **{"timeout": ANSWER_S, **options})
 
 
 @contextmanager
@@ -87,11 +97,8 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
     Raises:
         UserError: the same run is being worked on there.
     """
-    for other in ours(client):
-        if other.metadata["folder"] == submission.folder and not other.status.is_terminal():
-            raise UserError(
-                f"name: job {other.submission_id} works on run {submission.folder!r} now; `proxymix logs` or `proxymix stop` it, or take another name"
-            )
+    if other := _living(client, "folder", submission.folder):
+        raise UserError(f"name: job {other} works on run {submission.folder!r} now; `proxymix logs` or `proxymix stop` it, or take another name")
     with TemporaryDirectory() as folder:
         _pack(Path(folder), submission.config)
         return client.submit_job(
@@ -109,20 +116,28 @@ def everyones(client: JobSubmissionClient) -> list[JobDetails]:
 
 def ours(client: JobSubmissionClient) -> list[JobDetails]:
     """Jobs that `submit` sent, the oldest first."""
-    return [job for job in everyones(client) if job.submission_id and {"run", "folder", "app"} <= set(job.metadata or {})]
+    return [job for job in everyones(client) if _is_ours(job)]
 
 
 def find(client: JobSubmissionClient, name: str) -> JobDetails:
-    """The job with id `name`, or the last one of the run with that name.
+    """The job with id `name`, whoever sent it, or the last one that `submit` sent of the run with that name.
 
     Raises:
         UserError: there is none.
     """
-    jobs = ours(client)
-    for found in ([job for job in jobs if job.submission_id == name], [job for job in jobs if job.metadata["run"] == name]):
+    for found in ([job for job in everyones(client) if job.submission_id == name], [job for job in ours(client) if job.metadata["run"] == name]):
         if found:
             return found[-1]
     raise UserError(f"job: no job or run {name!r} on this cluster; `proxymix status` lists them")
+
+
+def _is_ours(job: JobDetails) -> bool:
+    return bool(job.submission_id) and {"run", "folder", "app"} <= set(job.metadata or {})
+
+
+def _living(client: JobSubmissionClient, key: str, value: str) -> str | None:
+    """Id of a job that `submit` sent with that in its metadata and that has not ended."""
+    return next((job.submission_id for job in ours(client) if job.metadata[key] == value and not job.status.is_terminal()), None)
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], Any], silence_s: float = SILENCE_S) -> int:
@@ -133,14 +148,14 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], Any]
     """
     log, answered = _Log(write), time.monotonic()
     while True:
-        with suppress(*DISCONNECTED, RuntimeError):
+        with suppress(*DISCONNECTED):
             asyncio.run(log.tail(client, job_id))
         try:
             job = client.get_job_info(job_id)
-            answered = time.monotonic()
             if job.status.is_terminal():
                 log.add(0, client.get_job_logs(job_id))
                 return exit_code(job)
+            answered = time.monotonic()
         except DISCONNECTED as error:
             if time.monotonic() - answered > silence_s:
                 raise UserError(
@@ -156,9 +171,11 @@ class _Log:
         self.write, self.seen = write, 0
 
     async def tail(self, client: JobSubmissionClient, job_id: str) -> None:
-        start = 0
-        async for piece in client.tail_job_logs(job_id):
-            start = self.add(start, piece)
+        """Until the log ends, the connection breaks, or nothing comes for `ANSWER_S` seconds; the next call begins it anew."""
+        start, pieces = 0, aiter(client.tail_job_logs(job_id))
+        with suppress(StopAsyncIteration):
+            while True:
+                start = self.add(start, await asyncio.wait_for(anext(pieces), ANSWER_S))
 
     def add(self, start: int, piece: str) -> int:
         """`piece` begins at character `start`; returns where it ends."""
@@ -182,23 +199,24 @@ def stop(client: JobSubmissionClient, job: JobDetails, timeout_s: float = GRACE_
     """Ends the job as Ctrl-C would and takes down what it may have left: actors and placement groups go with it, its service does not.
 
     Raises:
-        UserError: it did not end in `timeout_s` seconds.
+        UserError: it did not end in `timeout_s` seconds, or has ended and another job works on its run.
     """
-    job_id = job.submission_id
+    job_id, app = job.submission_id, job.metadata["app"] if _is_ours(job) else None
     if not job.status.is_terminal():
         client.stop_job(job_id)
         _wait(client, job_id, timeout_s)
-    if job.metadata["app"] in applications(client):
-        # Only a killed driver leaves its service behind. Serve takes orders from inside the cluster alone, so a small job gives them.
-        with TemporaryDirectory() as folder:
-            _pack(Path(folder))
-            command = shlex.join(["python", "-m", "jobs.take_down", job.metadata["app"]])
-            cleaner = client.submit_job(entrypoint=command, runtime_env={"working_dir": folder})
-            _wait(client, cleaner, timeout_s)
-        if client.get_job_status(cleaner) != JobStatus.SUCCEEDED:
-            raise UserError(
-                f"job {job_id}: its service {job.metadata['app']!r} could not be taken down: {client.get_job_logs(cleaner).strip()[-500:]}"
-            )
+    if app is None or app not in applications(client):
+        return
+    if other := _living(client, "app", app):
+        raise UserError(f"job {job_id}: it has ended, and the service is that of job {other}, which works on the same run now; stop that one")
+    # Only a killed driver leaves its service behind. Serve takes orders from inside the cluster alone, so a small job gives them.
+    with TemporaryDirectory() as folder:
+        _pack(Path(folder))
+        command = shlex.join(["python", "-m", "jobs.take_down", app, job.metadata["folder"]])
+        cleaner = client.submit_job(entrypoint=command, runtime_env={"working_dir": folder})
+        _wait(client, cleaner, timeout_s)
+    if client.get_job_status(cleaner) != JobStatus.SUCCEEDED:
+        raise UserError(f"job {job_id}: its service {app!r} could not be taken down: {client.get_job_logs(cleaner).strip()[-500:]}")
 
 
 def applications(client: JobSubmissionClient) -> set[str]:

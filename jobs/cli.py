@@ -151,9 +151,8 @@ def stop_cluster(folder: Folder = None) -> None:
 
 
 def _client(address: str | None) -> JobSubmissionClient:
-    from ray.job_submission import JobSubmissionClient
-
     from cluster.local import default_folder, running
+    from cluster.submission import Client
 
     for name in ("job.sdk", "dashboard_sdk"):
         logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)  # They tell of every connection.
@@ -163,7 +162,7 @@ def _client(address: str | None) -> JobSubmissionClient:
         if (found := running(default_folder())) is None:
             raise UserError(f"--address: which cluster? give its dashboard's address, set {ADDRESS}, or `proxymix cluster start` one here")
         os.environ[ADDRESS] = found.dashboard
-    return JobSubmissionClient()
+    return Client()
 
 
 def _follow(client: JobSubmissionClient, job_id: str) -> int:

@@ -57,6 +57,8 @@ JOB_FILES = "working_dir_files"
 """The part of a path by which a folder is known that Ray unpacked for a job."""
 BESIDE = {"serve_controller", "report"}
 """Jobs that change no result, so they may look at a run while another job works on it."""
+ALONE = "-alone"
+"""Ends the name of what such a job deploys: the other job's service stays its own."""
 
 
 class Run:
@@ -91,8 +93,9 @@ class Run:
 
     @property
     def app(self) -> str:
-        """Of a deployment of the run's own: a name that no other run has, wherever its folder is."""
-        return f"proxymix-{self.config.name}-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
+        """Of a deployment of the run's own: a name that no other run has, wherever its folder is, and no job beside this one."""
+        name = f"proxymix-{self.config.name}-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
+        return f"{name}{ALONE}" if self.job in BESIDE else name
 
     def begin(self) -> None:
         """Writes the resolved config and the manifest, once.
@@ -102,7 +105,7 @@ class Run:
         """
         if not self.begun:
             if self.job not in BESIDE:
-                self._lock()
+                lock(self.folder)
             self.begun = True
             write_text(self.folder / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
             self.set_status("running")
@@ -182,18 +185,23 @@ class Run:
         """A JSON file of the run folder; None if it is not there."""
         return read_json(self.folder / name)
 
-    def _lock(self) -> None:
-        """Until this process ends, however it does: two jobs on one run would write over each other."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)  # Never closed: the lock would go.
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # Any other: a file system without locks.
-                raise UserError(f"name: another job works on run {str(self.folder)!r} now; wait for it, stop it, or take another name") from error
-
     def _event(self, phase: str, event: str, **facts: Any) -> None:
         append_jsonl(self.folder / "events.jsonl", {"time": round(time.time(), 3), "phase": phase, "event": event, **facts})
+
+
+def lock(folder: Path) -> None:
+    """Keeps the run in `folder` until this process ends, however it does: two jobs on one run would write over each other.
+
+    Raises:
+        UserError: another job has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)  # Never closed: the lock would go.
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # Any other: a file system without locks.
+            raise UserError(f"name: another job works on run {str(folder)!r} now; wait for it, stop it, or take another name") from error
 
 
 class _ProgressLines:
@@ -235,6 +243,11 @@ def with_absolute_paths(config: Config) -> Config:
         tree["target"]["checkpoints"]["storage"] = str(Path(storage).resolve())
     if (path := tree["controller"]["path"]) and path != SHIPPED:
         tree["controller"]["path"] = str(Path(path).resolve())
+    for served in tree["service"]["controllers"]:
+        if "://" not in served["path"] and served["path"] != SHIPPED:
+            served["path"] = str(Path(served["path"]).resolve())
+    if path := tree["service"]["token_file"]:
+        tree["service"]["token_file"] = str(Path(path).resolve())
     return Config.model_validate(tree)
 
 

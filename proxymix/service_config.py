@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from proxymix.tuning_config import Strict
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 LABEL = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """Names and versions: what a URL carries without escaping, and no path can be made of."""
 Label = Annotated[str, Field(pattern=rf"^{LABEL}$")]
@@ -38,7 +38,7 @@ class ServiceConfig(Strict):
     controllers: list[ServedControllerConfig] = Field(default_factory=list)
     """More controllers behind a service of the run's own, beside the run's, which comes first and so is the default."""
     host: str = "127.0.0.1"
-    """Anything but this machine's loopback needs a token."""
+    """Name or IPv4 address; anything but this machine's loopback needs a token."""
     port: int = Field(default=8123, ge=1, le=65535)
     num_replicas: int = Field(default=1, ge=1)
     max_replicas: int | None = Field(default=None, ge=1)
@@ -63,6 +63,8 @@ class ServiceConfig(Strict):
             raise ValueError(f"token_env and token_file exclude each other, got {self.token_env} and {self.token_file}; give one")
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(f"max_replicas must be at least num_replicas, got {self.max_replicas} and {self.num_replicas}")
+        if self.url is None and ":" in self.host:
+            raise ValueError(f"host must be a name or an IPv4 address, got {self.host}; take 127.0.0.1 or 0.0.0.0")
         if self.url is None and self.host not in LOOPBACK and not self.is_guarded:
             raise ValueError(f"host {self.host} can be reached from outside, so token_env or token_file must be set; or listen on 127.0.0.1")
         return self

@@ -219,18 +219,18 @@ def _wait_running(app_name: str, deadline: float) -> None:
 
 
 def _wait_answering(url: str, service: ServiceConfig, entries: list[Entry], deadline: float) -> None:
-    """Until the proxy routes to the new controllers; when replacing others, those may answer for a moment longer."""
+    """Until the proxy routes to the new controllers; when replacing others, those may answer for a moment longer, and of an update before."""
     expected = [(entry.name, entry.version, entry.sha256) for entry in entries]
     connection = ServiceConnection(url, service.model_copy(update={"retries": max(service.retries, 8)}))
     with connection.http:
         while True:
             listed = _listed(connection)
-            if listed.reload_error is not None:
-                raise UserError(f"service: the replicas did not take over the controllers: {listed.reload_error}")
             found = [(entry.name, entry.version, entry.sha256) for entry in listed.controllers]
             if found == expected:
                 return
             if time.monotonic() > deadline:
+                if listed.reload_error is not None:
+                    raise UserError(f"service: the replicas did not take over the controllers: {listed.reload_error}")
                 raise UserError(f"service: {url} still answers with controllers {found}, expected {expected}; undeploy it first")
             time.sleep(0.1)
 

@@ -3,9 +3,11 @@
 import re
 import shlex
 import socket
+import time
 import warnings
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,7 @@ with warnings.catch_warnings():
     from services import deployment
 
 ROOT = Path(__file__).parents[1]
+SHA = "ab" * 32
 FILES = ["ray-cluster.yaml", "cluster/kuberay/raycluster.yaml", "cluster/kuberay/rayjob.yaml"]
 
 
@@ -57,7 +60,8 @@ def test_the_service_of_the_command_is_within_every_nodes_reach(file, two_addres
     config = service(file, port)
     deployment.claim_port(config)
     assert deployment._reachable_host(config.host) == "10.0.0.1"
-    assert config.token_env == "PROXYMIX_TOKEN"
+    assert config.is_guarded
+    assert config.token_env in (None, "PROXYMIX_TOKEN")  # Pods have it in the variable; elsewhere it is a file on the nodes.
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -65,9 +69,9 @@ def test_the_command_writes_where_every_node_can_read(file):
     assert {"runs_root=/shared/runs", "cache_root=/shared/cache"} <= set(command(file))
 
 
-def test_the_token_is_set_before_it_is_sent():
-    text = (ROOT / "ray-cluster.yaml").read_text()
-    assert 0 < text.index("export PROXYMIX_TOKEN=") < text.index("proxymix submit")  # On Kubernetes the pods have it (test_kuberay.py).
+def test_the_token_is_made_before_it_is_needed():
+    text = (ROOT / "ray-cluster.yaml").read_text()  # On Kubernetes the pods have it (test_kuberay.py).
+    assert 0 < text.index("openssl rand -hex 32 > ~/.ray/proxymix_token") < text.index("proxymix submit")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -80,3 +84,22 @@ def test_loopback_is_enough_for_nodes_that_share_an_address(monkeypatch, two_add
     monkeypatch.setattr(deployment.ray, "nodes", lambda: [node("10.0.0.1", deployment.HEAD), node("10.0.0.1", "CPU"), node("10.0.0.2", alive=False)])
     deployment.claim_port(ServiceConfig(port=port))
     assert deployment._reachable_host("127.0.0.1") == "127.0.0.1"
+
+
+def listed(version, reload_error=None):
+    return SimpleNamespace(controllers=[SimpleNamespace(name="mix", version=version, sha256=SHA)], reload_error=reload_error)
+
+
+def wait_answering(monkeypatch, answers, seconds):
+    monkeypatch.setattr(deployment, "_listed", lambda connection: answers.pop(0) if len(answers) > 1 else answers[0])
+    entry = SimpleNamespace(name="mix", version="2", sha256=SHA)
+    deployment._wait_answering("http://127.0.0.1:9", ServiceConfig(), [entry], time.monotonic() + seconds)
+
+
+def test_what_a_replica_that_goes_says_of_an_update_before_does_not_stop_this_one(monkeypatch):
+    wait_answering(monkeypatch, [listed("1", "an old slip"), listed("2")], 60)
+
+
+def test_an_update_that_is_not_taken_is_told(monkeypatch):
+    with pytest.raises(UserError, match="did not take over the controllers: cannot read"):
+        wait_answering(monkeypatch, [listed("1", "cannot read")], 0)

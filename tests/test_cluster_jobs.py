@@ -103,6 +103,10 @@ class Cluster:
         card = f"http://127.0.0.1:{self.serve_port}/v1/controller"
         return [httpx.get(card, headers=headers).status_code for headers in ({}, {"Authorization": f"Bearer {token}"})] == [401, 200]
 
+    def files_with(self, text):
+        """Of all that Ray has written."""
+        return [path for path in self.folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
     def is_serving(self):
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.serve_port)) == 0
@@ -114,6 +118,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     folder = Path(tempfile.mkdtemp(prefix="pmx", dir="/tmp"))  # Sockets need a short path.
+    folder.chmod(0o755)
     found = Cluster(folder, tmp_path_factory.mktemp("shared"))
     said = found.run("cluster", "start", "--folder", folder, "--num-cpus", 8, "--dashboard-port", found.port)
     assert f"[{{files: [{metrics_targets(folder)}]}}]" in said
@@ -219,6 +224,8 @@ def test_stop_takes_everything_down(cluster, controllers):
     cluster.stop("served")
     assert manifest(cluster.shared / "runs" / "served")["status"] == "interrupted"
     assert "STOPPED" in cluster.run("status", "served")
+    assert cluster.files_with("jobs.serve_controller")
+    assert cluster.files_with("of-the-submitter") == []
 
 
 def test_a_killed_job_is_cleaned_up_after(cluster, controllers):

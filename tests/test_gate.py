@@ -74,6 +74,8 @@ def test_a_token_may_stand_in_a_file(tmp_path):
     ("keys", "message"),
     [
         ({"host": "0.0.0.0"}, "token_env or token_file must be set"),
+        ({"host": "::1"}, "host must be a name or an IPv4 address, got ::1"),
+        ({"host": "::", "token_env": "A"}, "host must be a name or an IPv4 address, got ::"),
         ({"token_env": "A", "token_file": "b"}, "exclude each other"),
         ({"num_replicas": 3, "max_replicas": 2}, "max_replicas must be at least num_replicas"),
         ({"controller": "../x"}, "controller"),

@@ -66,7 +66,10 @@ def strict(schema):
 
 
 def test_is_what_the_operators_whole_schemas_take():
-    for path in WHOLE_SCHEMAS.glob("*.v1.json"):
+    if not (paths := sorted(WHOLE_SCHEMAS.glob("*.v1.json"))):
+        pytest.skip(f"KubeRay's whole schemas are not at {WHOLE_SCHEMAS}")
+    assert len(paths) == len(CLUSTERS)
+    for path in paths:
         (document,) = documents(path.name.removesuffix("s.v1.json"))
         jsonschema.validate(document, strict(json.loads(path.read_text())))
 

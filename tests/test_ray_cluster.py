@@ -52,7 +52,8 @@ def test_a_slip_in_the_file_is_seen():
 
 def test_every_node_has_the_token_and_the_storage():
     cluster = config()
-    (token,) = cluster["file_mounts"]
+    token, of_the_service = cluster["file_mounts"]
+    assert f"service.token_file={of_the_service}" in FILE.read_text()
     assert cluster["docker"]["run_options"][-2:] == ["--env RAY_AUTH_MODE=token", f"--env RAY_AUTH_TOKEN_PATH={token}"]
     assert "--volume /shared:/shared" in cluster["docker"]["run_options"]
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]

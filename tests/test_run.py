@@ -5,8 +5,9 @@ import json
 import pytest
 import yaml
 
-from jobs.run import Run
-from proxymix.config import Config
+from jobs.run import ALONE, Run
+from proxymix.config import Config, ServiceConfig
+from proxymix.controllers.frozen import SHIPPED
 from proxymix.errors import UserError
 from proxymix.tuning_config import ParallelismConfig
 
@@ -74,6 +75,17 @@ def test_workers_get_absolute_paths(config, monkeypatch, tmp_path):
     run = opened(config, runs_root="here", data_root="data")
     assert run.config.runs_root == str(tmp_path / "here")
     assert run.config.data_root == str(tmp_path / "data")
+    served = [{"path": path} for path in ("other", "s3://bucket/other", SHIPPED)]
+    service = ServiceConfig(controllers=served, token_file="secrets/token")
+    found = opened(config, service=service).config.service
+    assert [entry.path for entry in found.controllers] == [str(tmp_path / "other"), "s3://bucket/other", SHIPPED]
+    assert found.token_file == str(tmp_path / "secrets/token")
+
+
+def test_a_job_beside_another_has_a_service_of_its_own(config):
+    apps = {job: Run.open(config, job).app for job in ("pipeline", "tune_target", "serve_controller")}
+    assert apps["pipeline"] == apps["tune_target"]
+    assert apps["serve_controller"] == apps["pipeline"] + ALONE
 
 
 def test_progress_without_a_terminal_is_a_line_every_tenth_with_the_time_left(config, capsys):

@@ -104,3 +104,30 @@ def test_a_model_whose_weights_are_a_pickle_is_refused_unread(tmp_path, base_fol
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(UserError, match=r"cannot load the model .* its weights must be in safetensors: convert"):
         load_causal(str(tmp_path), torch.float32)
+
+
+class BegunError(Exception):
+    """Ray would start now."""
+
+
+@pytest.mark.parametrize("found", [None, 0o644])
+def test_rays_token_is_its_users_alone_before_a_ray_of_a_jobs_own_starts(tmp_path, monkeypatch, smoke_config, found):
+    from cluster import session
+
+    token = tmp_path / ".ray" / "auth_token"
+    if found is not None:
+        token.parent.mkdir()
+        token.write_text("of Ray's own making")
+        token.chmod(found)
+
+    def init(**_):
+        assert token.read_text()
+        assert token.stat().st_mode & 0o777 == 0o600
+        raise BegunError
+
+    monkeypatch.setattr(session.os, "environ", {"HOME": str(tmp_path)})
+    for step in ("_check_memory", "_on_loopback"):
+        monkeypatch.setattr(session, step, lambda *_: {})
+    monkeypatch.setattr(session.ray, "init", init)
+    with pytest.raises(BegunError), session.ray_session(smoke_config):
+        pass

@@ -94,6 +94,24 @@ def test_controllers_are_swapped_under_traffic_without_a_restart_or_a_lost_reque
         undeploy()
 
 
+def test_what_is_served_at_the_root_beside_a_run_takes_nothing_from_it(cluster, folders):
+    (a, sha_a), (b, sha_b) = folders["a"], folders["b"]
+    service = ServiceConfig(port=free_port())
+    try:
+        with Traffic(deploy(a, service, "run", route_prefix="/run")) as traffic:
+            with Traffic(deploy(b, service, "run-alone")) as beside:
+                while not beside.seen:
+                    assert beside.is_alive()
+            undeploy("run-alone")
+            asked = len(traffic.seen)
+            while len(traffic.seen) < asked + 2:
+                assert traffic.is_alive()
+        assert (set(traffic.seen), set(beside.seen)) == ({sha_a}, {sha_b})
+    finally:
+        undeploy("run-alone")
+        undeploy("run")
+
+
 def exported(expected, timeout_s=90.0):
     """Names of our metrics where Prometheus would read them, when all that are expected are there; Ray's agent passes them on every few seconds."""
     (node,) = ray.nodes()

@@ -19,6 +19,7 @@ from services.schemas import DecisionRequest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve itself uses parts of pydantic that are deprecated.
+    import ray
     from ray.serve.context import _get_global_client
 
     from services import deployment
@@ -29,6 +30,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceW
 BOUNDARY = DecisionRequest.model_validate(example()).to_boundary()
 DECISIONS_PER_RUN = 5
 TIME_LIMIT_S = 180.0
+PATIENT = 12
+"""Retries, of some 40 s: Serve believes that its proxy is dead after three questions, ten seconds apart."""
 
 
 @pytest.fixture
@@ -117,3 +120,34 @@ def test_no_decision_is_lost_while_replicas_are_killed_and_the_config_is_redeplo
     heard = [hashes_of_run for runs in traffic for hashes_of_run in runs.heard]
     assert all(len(hashes_of_run) == 1 for hashes_of_run in heard)
     assert set().union(*heard) == set(hashes.values())
+
+
+def pids(name):
+    """Of Serve's own actors whose names begin so."""
+    return {actor["Pid"] for actor in ray._private.state.actors().values() if actor["Name"].startswith(name) and actor["State"] == "ALIVE"}
+
+
+@pytest.mark.parametrize(("name", "retries"), [("SERVE_CONTROLLER", 0), ("SERVE_PROXY", PATIENT)])
+def test_no_decision_is_lost_when_serves_own_processes_die(cluster, tmp_path, name, retries):
+    sha256 = save(tmp_path, 0.1)
+    service = ServiceConfig(port=free_port(), retries=retries)
+    runs = Runs(deployment.deploy(tmp_path, service), service)
+
+    def go_on():
+        heard = len(runs.heard)
+        wait_for(lambda: runs.failures or len(runs.heard) > heard + 1)
+
+    try:
+        runs.start()
+        go_on()
+        before, (pid,) = replica_pids(), pids(name)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: (now := pids(name)) and pid not in now)
+        go_on()
+        wait_for(lambda: replica_pids() == before)  # None goes with them.
+    finally:
+        runs.stopping.set()
+        runs.join(TIME_LIMIT_S)
+        deployment.undeploy()
+    assert runs.failures == []
+    assert all(heard == {sha256} for heard in runs.heard)

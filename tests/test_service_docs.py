@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,13 @@ def answer_below(lines):
     return json.JSONDecoder().raw_decode("\n".join(lines[1:]))[0]
 
 
-@pytest.fixture(scope="module")
-def address():
+@contextmanager
+def served(token):
+    """Its address."""
     catalogue = Catalogue([entry_of(Changed(name="proxymix", sha256=PINNED), "2"), entry_of(Changed(name="proxymix"), "1")])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(build_app(catalogue, token=None), log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(build_app(catalogue, token=token), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
@@ -66,6 +68,18 @@ def address():
         thread.join(10)
 
 
+@pytest.fixture(scope="module")
+def address():
+    with served(None) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    with served("sesame") as address:
+        yield address
+
+
 def shape(value):
     """Keys all the way down, without the names of sources."""
     if isinstance(value, dict):
@@ -73,11 +87,22 @@ def shape(value):
     return [shape(inner) for inner in value] if isinstance(value, list) else type(value).__name__.replace("int", "float")
 
 
-@pytest.mark.parametrize(("command", "expected"), documented())
-def test_the_documented_command_works(address, command, expected):
+def run(command, address, token="sesame"):
     assert shutil.which("curl"), "curl is not installed; it is what the page tells people to use"
-    command = shlex.split(command.replace(ADDRESS, address).replace("$PROXYMIX_TOKEN", "sesame"), comments=True)
-    done = subprocess.run([*command, "--fail-with-body", "--max-time", "30"], capture_output=True, text=True, timeout=60, check=False)
+    command = shlex.split(command.replace(ADDRESS, address).replace("$PROXYMIX_TOKEN", token), comments=True)
+    return subprocess.run([*command, "--fail-with-body", "--max-time", "30"], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("command", [command for command, _ in documented() if "$PROXYMIX_TOKEN" in command])
+def test_the_documented_token_is_what_opens(guarded, command):
+    for refused in (run(command, guarded, "another"), run(command.partition(" -H ")[0], guarded)):
+        assert refused.returncode != 0
+        assert json.loads(refused.stdout)["status"] == 401
+
+
+@pytest.mark.parametrize(("command", "expected"), documented())
+def test_the_documented_command_works(address, guarded, command, expected):
+    done = run(command, guarded if "$PROXYMIX_TOKEN" in command else address)
     assert done.returncode == 0, done.stdout
     answer = json.loads(done.stdout)
     if expected is not None:
