@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from proxymix.config import TuningConfig
-from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, gather_many, stacked_shape
+from proxymix.data.encoding import Batch, EncodedSource, EncodedSplit, planned_batches, stacked_shape
 from proxymix.data.sampler import MixtureSampler, Places
 from proxymix.errors import NonFiniteLossError, UserError
 from proxymix.learners.interface import Probes, StageLearner
@@ -133,7 +133,7 @@ class ContinualRun:
             self.learner.begin_task(steps * self.tuning.stages_per_task)
         pools = {s.name: s.train if s.name == boundary.current.name else s.buffer for s in self.visible}
         plan, counts = self.sampler.draw_stage(weights, {n: len(p) for n, p in pools.items()}, steps, self.tuning.batch_size)
-        batches, num_tokens = _batches(plan, pools)
+        batches, num_tokens = planned_batches(plan, pools)
         losses = []
         for batch, places in zip(batches, plan, strict=True):
             try:
@@ -295,12 +295,3 @@ def run_continual(run: ContinualRun, controller: Controller, journal: Journal | 
 def mean_accuracies(right: Mapping[str, Tensor]) -> dict[str, float]:
     """Share of right rows, per source."""
     return {name: float(rows.double().mean()) for name, rows in right.items()}
-
-
-def _batches(plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple[list[Batch], int]:
-    """The planned batches, and the tokens in them."""
-    order, splits = {name: index for index, name in enumerate(pools)}, list(pools.values())
-    located = [[(order[name], row) for name, row in places] for places in plan]
-    lengths = [split.lengths.numpy() for split in splits]  # Element by element, numpy's are read twenty times as fast as torch's.
-    num_tokens = sum(int(lengths[s][row]) for places in located for s, row in places)
-    return gather_many(splits, located), num_tokens

@@ -7,7 +7,7 @@ Rows are prompt + answer, right-padded; the loss is on the answer and the end to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from proxymix.cost import BatchShape
 from proxymix.data.chat import chat_ids
 from proxymix.data.fitting import Reader, fitting
+from proxymix.data.sampler import Places
 from proxymix.errors import UserError
 from proxymix.types import Example, Scorer, Source
 
@@ -194,6 +195,15 @@ def gather_many(splits: Sequence[EncodedSplit], plan: Sequence[Sequence[tuple[in
     longest = [int(part.max()) for part in torch.split(lengths.index_select(0, back), sizes)]
     batches = zip(torch.split(input_ids, sizes), torch.split(labels, sizes), longest, strict=True)
     return [Batch(ids[:, :length], targets[:, :length]) for ids, targets, length in batches]
+
+
+def planned_batches(plan: Sequence[Places], pools: Mapping[str, EncodedSplit]) -> tuple[list[Batch], int]:
+    """The batches that a sampler has planned, each of rows of these `pools` by name, and the tokens in all of them."""
+    order, splits = {name: index for index, name in enumerate(pools)}, list(pools.values())
+    located = [[(order[name], row) for name, row in places] for places in plan]
+    lengths = [split.lengths.numpy() for split in splits]  # Element by element, numpy's are read twenty times as fast as torch's.
+    num_tokens = sum(int(lengths[s][row]) for places in located for s, row in places)
+    return gather_many(splits, located), num_tokens
 
 
 def side_by_side(batches: Sequence[Batch]) -> Batch:
