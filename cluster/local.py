@@ -134,12 +134,15 @@ def ensure_token() -> None:
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path.home() / ".ray" / "auth_token"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
     except FileExistsError:
-        path.chmod(0o600)  # Ray itself writes it for everybody to read.
+        with suppress(OSError):  # Somebody else's, or on a disk that is read-only: then it is theirs to close.
+            path.chmod(0o600)  # Ray itself writes it for everybody to read.
+    except OSError as error:
+        raise UserError(f"Ray's token cannot be written to {str(path)!r} ({error}); set RAY_AUTH_TOKEN_PATH to a file that can be") from error
 
 
 def _environment(mark: str, more: Mapping[str, str]) -> dict[str, str]:

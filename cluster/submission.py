@@ -97,7 +97,8 @@ def submit(client: JobSubmissionClient, submission: Submission) -> str:
     Raises:
         UserError: the same run is being worked on there.
     """
-    if other := _living(client, "folder", submission.folder):
+    # A report only looks, and what serves beside a job has an application of its own.
+    if submission.job != "report" and (other := _living(client, "app", submission.app)):
         raise UserError(f"name: job {other} works on run {submission.folder!r} now; `proxymix logs` or `proxymix stop` it, or take another name")
     with TemporaryDirectory() as folder:
         _pack(Path(folder), submission.config)

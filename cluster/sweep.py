@@ -27,7 +27,7 @@ from proxymix.account import Account, Cost
 from proxymix.artifacts import read_json, read_jsonl
 from proxymix.config import Config
 from proxymix.errors import UserError
-from proxymix.sweep_config import DimensionConfig, SweepConfig
+from proxymix.sweep_config import DimensionConfig
 from proxymix.sweep_space import draw, overrides_of, pbt_dimensions, sweep_space
 
 TUNE_ENVIRONMENT = {
@@ -115,9 +115,8 @@ def run_sweep(plan: SweepPlan, progress: Progress = lambda done, total: None) ->
     storage, trainable = plan.folder / plan.tune_folder, _trainable(plan)
     Watch.progress = staticmethod(progress)
     if tune.Tuner.can_restore(str(storage)) and any(storage.glob("experiment_state-*.json")):
+        # As many at a time as it began with, if there is room: what a trial reserves is what the new `trainable` says.
         tuner = tune.Tuner.restore(str(storage), trainable, resume_errored=True)
-        # Tune goes on with the number it began with; the resources of a trial are those of the new `trainable`.
-        tuner._local_tuner._tune_config.max_concurrent_trials = _max_concurrent(plan.config.sweep)
     else:
         tuner = _tuner(plan, trainable)
     with warnings.catch_warnings():
@@ -139,7 +138,8 @@ def _tuner(plan: SweepPlan, trainable: Any) -> tune.Tuner:
             metric=METRIC,
             mode="max",
             num_samples=sweep.num_trials,
-            max_concurrent_trials=_max_concurrent(sweep),
+            # A population takes turns: members that wait count as running here, so their number is limited by what each reserves.
+            max_concurrent_trials=None if population else sweep.max_concurrent,
             scheduler=scheduler,
             search_alg=search,
             trial_dirname_creator=_trial_name,
@@ -152,11 +152,6 @@ def _tuner(plan: SweepPlan, trainable: Any) -> tune.Tuner:
             failure_config=tune.FailureConfig(max_failures=MAX_LOST_TRIALS),
         ),
     )
-
-
-def _max_concurrent(sweep: SweepConfig) -> int | None:
-    """A population takes turns: members that wait count as running to Tune, so their number is limited by what each reserves."""
-    return None if sweep.scheduler == "pbt" else sweep.max_concurrent
 
 
 def _trial_name(trial: Trial) -> str:

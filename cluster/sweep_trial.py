@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,8 @@ def _train(plan: SweepPlan, overrides: Row, given: Path | None) -> None:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Waits until no other process works on the training: equal configurations are one, and each writes all of its rungs."""
     with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # Until the file is closed, or the process ends.
+        with suppress(OSError):  # A file system without locks: then equal ones should not be at work at the same time.
+            fcntl.flock(file, fcntl.LOCK_EX)  # Until the file is closed, or the process ends.
         yield
 
 

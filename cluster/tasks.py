@@ -23,7 +23,8 @@ from proxymix.errors import UserError
 T = TypeVar("T")
 
 POLL_S = 0.5
-STALL_TIMEOUT_S = 4 * 3600.0
+STALL_TIMEOUT_S = 24 * 3600.0
+"""A pilot of a large target takes hours, and nothing is told of it before its end."""
 
 
 @lru_cache(maxsize=2)

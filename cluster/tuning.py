@@ -177,7 +177,7 @@ def _tune(plan: TuningPlan, method: str, seed: int, builder: CaseBuilder, ranks:
     account, workers = Account(Path(plan.run_dir) / "costs.jsonl"), config.target.parallelism.num_workers
     gpus = workers * config.target.parallelism.use_gpu
     folder = target_folder(plan.run_dir, method, seed)
-    if is_finished(folder):
+    if ranks.from_first(lambda: is_finished(folder)):  # A node may hear of a file later than another.
         return
     kept = ranks.together(lambda: Checkpoints(_checkpoint_place(config, folder), config.target.checkpoints.keep, ranks.rank))
     journal = RunJournal(folder, builder.learner, Path(plan.base_folder), account, workers, gpus, ranks=ranks, checkpoints=kept)
@@ -206,8 +206,10 @@ def _checkpoint_place(config: Config, folder: Path) -> str:
     storage = config.target.checkpoints.storage
     if storage is None:
         return str(folder / "state")
-    kinds = {"seed", "sequence", "pretraining", "controller", "transfer", "tuning"}
-    facts = config.model_dump(mode="json", include=kinds, exclude_defaults=True)  # A key that is newer than the run changes nothing.
+    facts = config.model_dump(mode="json", include={"seed", "sequence", "pretraining", "transfer", "tuning"}, exclude_defaults=True)
+    # A key that is newer than the run changes nothing, nor what no result depends on.
+    if controller := config.controller.model_dump(mode="json", exclude={"num_env_runners", "swept"}, exclude_defaults=True):
+        facts["controller"] = controller
     facts["target"] = config.target.model_dump(mode="json", exclude={"parallelism", "checkpoints"}, exclude_defaults=True)
     return f"{storage.rstrip('/')}/{config.name}-{content_key(facts)[:12]}/{folder.parent.name}/{folder.name}"
 

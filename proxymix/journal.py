@@ -11,6 +11,7 @@ runs/<name>/target/<method>/seed<k>/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -29,6 +30,8 @@ from proxymix.learners.interface import ResumableLearner
 from proxymix.learners.models import write_model
 from proxymix.ranks import ALONE, Ranks
 from proxymix.types import Controller, Decision, StageRecord
+
+logger = logging.getLogger(__name__)
 
 ANSWERS = "answers.jsonl"
 
@@ -125,8 +128,7 @@ class RunJournal:
             UserError: on all workers, what was begun before could not be saved on one, or the decision not be written.
             SupersededError: the run is another group's by now.
         """
-        self.fence.check()
-        self.ranks.together(self.checkpoints.wait)
+        self.ranks.together(self._settle)
         self.rows.append(record_row(record))
         self.ranks.together(lambda: self._tell(record))
         # The model comes before the state: a state that says "task over" must find it.
@@ -145,8 +147,7 @@ class RunJournal:
         """
         if not run.done:
             return
-        self.ranks.together(self.checkpoints.wait)  # Nobody writes where the first one clears.
-        self.fence.check()
+        self.ranks.together(self._settle)  # Nobody writes where the first one clears.
         self.ranks.together(lambda: self._end(task_index + 1))
 
     def close(self) -> None:
@@ -165,6 +166,12 @@ class RunJournal:
             with writing(path):
                 write_jsonl(path, self.rows)
 
+    def _settle(self) -> None:
+        """What was begun to be saved is saved, of a run that is still ours."""
+        self.fence.check()
+        self.checkpoints.wait()
+        self.fence.check()  # Waiting takes as long as a disk likes.
+
     def _tell(self, record: StageRecord) -> None:
         if self.writes:
             self._account_for(record)
@@ -176,9 +183,12 @@ class RunJournal:
         if self.writes:
             with writing(self.folder / "done"):
                 write_text(self.folder / "done", f"{num_tasks} tasks\n")
+            (self.folder / ANSWERS).unlink(missing_ok=True)
+            self.fence.remove()
+            try:
                 self.checkpoints.clear()
-                (self.folder / ANSWERS).unlink(missing_ok=True)
-                self.fence.remove()
+            except Exception as error:  # The run is over, whatever a file system far away raises.
+                logger.warning("target.checkpoints: what lies in %s is of no more use, but could not be removed: %s", self.checkpoints.place, error)
 
     def _account_for(self, record: StageRecord) -> None:
         """Before anything else is written: a stage whose state is lost is tuned again, and then has two lines."""

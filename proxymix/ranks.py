@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from proxymix.errors import UserError
+from proxymix.errors import SupersededError, UserError
 
 T = TypeVar("T")
+Fault = UserError | SupersededError
+"""What is raised on every rank when one finds it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Ranks:
         Raises:
             UserError: rank 0's, on every rank.
         """
-        box: list[tuple[T | None, UserError | None] | None] = [_outcome(compute) if self.rank == 0 else None]
+        box: list[tuple[T | None, Fault | None] | None] = [_outcome(compute) if self.rank == 0 else None]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0)
         value: T = _settle(box[0])
@@ -50,7 +52,7 @@ class Ranks:
             UserError: that of the lowest rank that has one, on every rank.
         """
         mine = _outcome(compute)
-        faults: list[UserError | None] = [mine[1]] * self.world_size
+        faults: list[Fault | None] = [mine[1]] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(faults, mine[1])
         fault = next((found for found in faults if found is not None), None)
@@ -58,14 +60,14 @@ class Ranks:
         return value
 
 
-def _outcome(compute: Callable[[], T]) -> tuple[T | None, UserError | None]:
+def _outcome(compute: Callable[[], T]) -> tuple[T | None, Fault | None]:
     try:
         return compute(), None
-    except UserError as error:
+    except (UserError, SupersededError) as error:
         return None, error
 
 
-def _settle(outcome: tuple[Any, UserError | None] | None) -> Any:
+def _settle(outcome: tuple[Any, Fault | None] | None) -> Any:
     assert outcome is not None, "the broadcast has filled it"
     value, fault = outcome
     if fault is not None:

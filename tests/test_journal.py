@@ -201,6 +201,18 @@ def test_what_was_begun_before_others_took_over_does_not_become_whole(start, mon
     assert not list(journal.folder.glob("checkpoints/*"))
 
 
+def test_a_run_is_over_though_its_last_states_stay(start, monkeypatch, caplog):
+    run, journal, _ = start("run")
+
+    def refuse():
+        raise ConnectionError("the bucket is away")
+
+    monkeypatch.setattr(journal.checkpoints, "clear", refuse)
+    run_continual(run, CONTROLLER, journal)
+    assert journal.finished
+    assert "could not be removed: the bucket is away" in caplog.text
+
+
 def test_a_model_that_cannot_be_written_is_one_message(start, whole, monkeypatch):
     def refuse(*arguments):
         raise ValueError("GenerationConfig is invalid")

@@ -10,7 +10,7 @@ from tiny_checkpoints import make_checkpoint
 
 from proxymix.artifacts import write_jsonl
 from proxymix.config import validated
-from proxymix.errors import UserError
+from proxymix.errors import SupersededError, UserError
 from proxymix.ranks import Ranks
 
 
@@ -23,24 +23,25 @@ def one_rank(rank, store, results):
     said["sum"] = tensor.item()
     said["first"] = ranks.from_first(lambda: f"from {rank}")
     said["together"] = ranks.together(lambda: rank)
-    for name, faulty in (("together", 1), ("from_first", 0)):
+    for name, faulty, kind in (("together", 1, UserError), ("from_first", 0, UserError), ("together", 0, SupersededError)):
         try:
-            getattr(ranks, name)(partial(fail_on, faulty, rank))
-        except UserError as error:
-            said[f"fault {name}"] = str(error)
+            getattr(ranks, name)(partial(fail_on, faulty, rank, kind))
+        except kind as error:
+            said[f"{kind.__name__} {name}"] = str(error)
     (results / str(rank)).write_text(json.dumps(said))
     dist.destroy_process_group()
 
 
-def fail_on(faulty, rank):
+def fail_on(faulty, rank, kind):
     if rank == faulty:
-        raise UserError(f"no data on {rank}")
+        raise kind(f"no data on {rank}")
 
 
 def test_ranks_agree_and_fail_together(tmp_path):
     torch.multiprocessing.start_processes(one_rank, args=(str(tmp_path / "store"), tmp_path), nprocs=2, start_method="spawn")
     said = [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
-    shared = {"sum": 3.0, "first": "from 0", "fault together": "no data on 1", "fault from_first": "no data on 0"}
+    faults = {"UserError together": "no data on 1", "UserError from_first": "no data on 0", "SupersededError together": "no data on 0"}
+    shared = {"sum": 3.0, "first": "from 0", **faults}
     assert said == [{**shared, "together": rank} for rank in (0, 1)]
 
 

@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceW
 BOUNDARY = DecisionRequest.model_validate(example()).to_boundary()
 DECISIONS_PER_RUN = 5
 TIME_LIMIT_S = 180.0
-PATIENT = 12
-"""Retries, of some 40 s: Serve believes that its proxy is dead after three questions, ten seconds apart."""
+PATIENT = 24
+"""Retries, of some 100 s: Serve believes that its proxy is dead after three questions, ten seconds apart, and starts another."""
 
 
 @pytest.fixture

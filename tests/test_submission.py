@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -48,7 +49,7 @@ def job(name, status, app=APP):
 def its_service(monkeypatch):
     """Is there, whoever left it."""
     monkeypatch.setattr(submission, "applications", lambda client: {APP})
-    monkeypatch.setattr(submission, "_pack", lambda folder: None)
+    monkeypatch.setattr(submission, "_pack", lambda folder, config=None: None)
 
 
 def test_the_service_of_a_killed_job_is_taken_down():
@@ -83,6 +84,18 @@ def test_nor_that_of_a_job_which_nobody_submitted(tmp_path, monkeypatch):
     assert taken == [APP, APP, APP + ALONE]
     with pytest.raises(UserError, match="another job works on it"):
         take_down.take_down(APP, tmp_path)
+
+
+def test_a_job_is_sent_beside_one_whose_service_is_another(tmp_path):
+    config = tmp_path / "config.yaml"
+    server = Server(job("pipeline", "RUNNING"), job("serving", "RUNNING", APP + ALONE))
+    for name, app, refused in (("report", APP + ALONE, False), ("serve_controller", APP + ALONE, True), ("evaluate", APP, True)):
+        sent = submission.Submission(name, "demo", "/shared/runs/demo", app, config)
+        with pytest.raises(UserError, match="works on run '/shared/runs/demo' now") if refused else nullcontext():
+            submission.submit(server, sent)
+    del server.jobs[1]
+    submission.submit(server, submission.Submission("serve_controller", "demo", "/shared/runs/demo", APP + ALONE, config))
+    assert [entry.split()[2] for entry in server.sent] == ["jobs.report", "jobs.serve_controller"]
 
 
 def test_jobs_that_rays_own_command_sent_are_found_and_stopped_too():

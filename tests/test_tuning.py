@@ -34,7 +34,7 @@ with warnings.catch_warnings():
     import ray
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    from cluster.tuning import failure, target_builder, tune_targets, tuning_progress
+    from cluster.tuning import _checkpoint_place, failure, target_builder, tune_targets, tuning_progress
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -228,6 +228,17 @@ def test_a_fault_that_stays_is_told_in_its_last_line():
     assert failure(ControllerError(RuntimeError("no room\nSet THIS"))) == "Ray Train stopped: RuntimeError: no room Set THIS"
     assert failure(ControllerError(TimeoutError())) == "Ray Train stopped: TimeoutError:"
     assert failure(WorkerGroupError("", {0: ValueError()})) == "the workers failed 4 times, lastly with: ValueError:"
+
+
+def test_states_elsewhere_are_found_again_with_other_env_runners():
+    """Runs that learn on other tasks have other places; how many processes learnt the controller decides nothing."""
+    tree = config_with(target={"checkpoints": {"storage": "memory://states"}}).model_dump()
+    places = []
+    for controller in ({}, {"num_env_runners": 5}, {"episodes": 64}):
+        config = Config.model_validate(tree | {"controller": tree["controller"] | controller})
+        places.append(_checkpoint_place(config, Path("runs/tuned/target/random_30/seed0")))
+    assert places[0] == places[1] != places[2]
+    assert places[0].startswith("memory://states/tuned-")
 
 
 def marked(mark):
