@@ -104,8 +104,9 @@ class Cluster:
         return [httpx.get(card, headers=headers).status_code for headers in ({}, {"Authorization": f"Bearer {token}"})] == [401, 200]
 
     def files_with(self, text):
-        """Of all that Ray has written."""
-        return [path for path in self.folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+        """Of all that Ray has written; not of our own code, this file included, which was sent there with a job."""
+        written = (path for path in self.folder.rglob("*") if path.is_file() and "working_dir_files" not in path.parts)
+        return [path for path in written if text.encode() in path.read_bytes()]
 
     def is_serving(self):
         with socket.socket() as probe:

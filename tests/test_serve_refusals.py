@@ -30,6 +30,8 @@ from test_serve import free_port
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 HALF_A_REQUEST = b"POST /v1/decisions HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
 PATIENCE_S = 60.0
+MORE = 8
+"""Than there is room for."""
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +73,25 @@ def num_under_way():
     return ray.get(ray.get_actor(**actor).get_num_ongoing_requests.remote())
 
 
-def test_a_full_queue_is_503_with_retry_after_until_there_is_room(port, http):
+def refused_for_want_of_room(port):
+    """The answer to a request that came when as many were there as may be; None if those were given up before it came, on a busy machine."""
     with ExitStack() as held:
-        connections = [held.enter_context(unfinished(port)) for _ in range(MAX_IN_FLIGHT + MAX_QUEUED_REQUESTS + 1)]
-        ((one_too_many,), _, _) = select(connections, [], [], PATIENCE_S)  # Whichever came last.
-        refused = HTTPResponse(one_too_many)
-        refused.begin()
-        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-        assert refused.headers.get_content_type() == "text/plain"
-        assert num_under_way() == MAX_IN_FLIGHT
+        waiting = [held.enter_context(unfinished(port)) for _ in range(MAX_IN_FLIGHT + MAX_QUEUED_REQUESTS + MORE)]
+        while waiting:
+            for connection in select(waiting, [], [], PATIENCE_S)[0]:
+                waiting.remove(connection)
+                answer = HTTPResponse(connection)
+                answer.begin()
+                if answer.status != 408:  # So long its body was waited for.
+                    assert num_under_way() <= MAX_IN_FLIGHT
+                    return answer
+    return None
+
+
+def test_a_full_queue_is_503_with_retry_after_until_there_is_room(port, http):
+    refused = until(lambda: refused_for_want_of_room(port))
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    assert refused.headers.get_content_type() == "text/plain"
     until(lambda: http.post("/v1/decisions", json=example()).status_code == 200)
 
 
