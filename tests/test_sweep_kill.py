@@ -19,27 +19,19 @@ def cluster():
         yield
 
 
-@pytest.mark.parametrize(("search", "at_once"), [("random", 2), ("optuna", 1)])
-def test_killed_and_restored_is_the_undisturbed_sweep(cluster, tmp_path, search, at_once):
-    """Same trials, same scores, same best.yaml. TPE's proposals depend on who was done when, so it takes its trials in turn."""
+@pytest.mark.parametrize(("search", "at_once", "then"), [("random", 2, {"max_concurrent": 1, "num_env_runners": 1}), ("optuna", 1, {})])
+def test_killed_and_restored_is_the_undisturbed_sweep(cluster, tmp_path, search, at_once, then):
+    """Same trials, scores and best.yaml, also with other workers. TPE's proposals depend on who was done when, so it takes its trials in turn."""
     settings = {"search": search, "max_concurrent": at_once, "num_trials": 3, "startup_trials": 1}
     undisturbed = run_sweep(learnt_plan(tmp_path / "undisturbed", **settings))
     known = killed_session(tmp_path / "killed", settings)
     assert 0 < sum(map(len, known.values())) < 12
-    sweep = learnt_plan(tmp_path / "killed", **settings)
+    sweep = learnt_plan(tmp_path / "killed", **settings | then)
     restored = run_sweep(sweep)
     assert timeless(restored) == timeless(undisturbed)
     assert best_config(sweep.config, best_trial(restored)) == best_config(sweep.config, best_trial(undisturbed))
     assert all(list(read_jsonl(path))[: len(rungs)] == rungs for path, rungs in known.items())  # With their seconds: not run again.
     assert len([path for path in (tmp_path / "killed/tune").iterdir() if path.is_dir()]) == 3  # The killed session's trials went on.
-
-
-def test_a_killed_sweep_goes_on_with_other_workers(cluster, tmp_path):
-    settings = {"search": "random", "max_concurrent": 2, "num_trials": 3}
-    undisturbed = run_sweep(learnt_plan(tmp_path / "undisturbed", **settings))
-    killed_session(tmp_path / "killed", settings)
-    restored = run_sweep(learnt_plan(tmp_path / "killed", **settings | {"max_concurrent": 1, "num_env_runners": 1}))
-    assert timeless(restored) == timeless(undisturbed)
 
 
 def test_a_killed_population_goes_on_and_runs_no_rung_twice(cluster, tmp_path):
